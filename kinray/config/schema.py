@@ -1,0 +1,261 @@
+"""What can be configured, with every default beside its field. Unknown keys are errors."""
+
+import math
+import re
+import sys
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CHILD_NAME = re.compile(r"g\d+-.*")
+RESERVED_NAMES = ("base", "average")
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about its keys and numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Range(Section):
+    """A range of numbers that the search explores."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Whether to explore it on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"range from {self.low:g} to {self.high:g}: low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, not at {self.low:g}")
+        return self
+
+
+class PerModel(Section):
+    """A value (or range, or choices) of its own for each parent, the higher ranked parent first."""
+
+    models: "list[OneValue]" = Field(min_length=1)
+
+
+def _one_value(value: Any) -> Any:
+    """Read a value, a range or a list of choices; one branch is chosen by the form, so that errors are about it alone."""
+    if isinstance(value, bool | Range):
+        return value
+    if isinstance(value, int | float):
+        if not abs(value) <= sys.float_info.max:  # also for integers that no float can hold
+            raise ValueError("a number must be finite")
+        return float(value)
+    if isinstance(value, dict):
+        return Range.model_validate(value)
+    if isinstance(value, list) and value and all(isinstance(entry, bool | int | float) for entry in value):
+        return [_one_value(entry) for entry in value]
+    raise ValueError("expected a number, true or false, a range {low, high, log}, or a list of choices")
+
+
+def _param_spec(value: Any) -> Any:
+    if isinstance(value, PerModel):
+        return value
+    return PerModel.model_validate(value) if isinstance(value, dict) and "models" in value else _one_value(value)
+
+
+OneValue = Annotated[bool | float | Range | list[bool | float], PlainValidator(_one_value)]
+ParamSpec = Annotated[bool | float | Range | list[bool | float] | PerModel, PlainValidator(_param_spec)]
+"""A hyperparameter: a value, a range {low, high, log}, a list of choices, or {models: [one of these for each parent]}."""
+
+
+def _count(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
+        return value
+    raise ValueError("expected auto or a whole number from 1 to 4096")
+
+
+Count = Annotated[int | Literal["auto"], PlainValidator(_count)]
+
+
+class FounderSpec(Section):
+    """A fine-tune to start from. A bare string means its model."""
+
+    model: str = ""
+    """Folder or hub id. With an adapter it defaults to the base."""
+    name: str = ""
+    """What to call it; by default the last part of its path."""
+    revision: str | None = None
+    """Commit, tag or branch, for a hub id."""
+    adapter: str | None = None
+    """Folder or hub id of a LoRA adapter (PEFT) that is applied to the model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.model and not self.adapter:
+            raise ValueError("a founder needs a model or an adapter")
+        name = self.name or PurePosixPath((self.adapter or self.model).rstrip("/")).name
+        if not NAME.fullmatch(name) or _CHILD_NAME.fullmatch(name) or name in RESERVED_NAMES:
+            raise ValueError(
+                f"'{name[:80]}' cannot be a founder's name. Give it a 'name' of letters, digits, '.', '_' and '-' (at most 64) "
+                f"that is not like a child's (g1-1) and not {' or '.join(RESERVED_NAMES)}"
+            )
+        object.__setattr__(self, "name", name)
+        return self
+
+
+class TaskSpec(Section):
+    """An lm-eval task, tag or group to score children on. A bare string means its name."""
+
+    name: str = Field(min_length=1)
+    """As lm-eval lists it, or as a file in task_paths defines it."""
+    metric: str | None = None
+    """Metric, or metric,filter; by default the task's first one."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight in the mean over tasks."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples in the prompt; by default what the task says."""
+    limit: int | None = Field(default=None, ge=2)
+    """Items that the search scores, drawn once at random; by default all that are not held out."""
+    scale: tuple[float, float] | None = None
+    """[worst, best] of a metric without natural bounds; scores are mapped to 0..1 between them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _scale_has_length(self) -> Self:
+        if self.scale and math.isclose(*self.scale):
+            raise ValueError(f"scale of task '{self.name}' is [{self.scale[0]:g}, {self.scale[1]:g}]: worst and best are equal")
+        return self
+
+
+class SearchConfig(Section):
+    """How the population evolves."""
+
+    policy: Literal["kinship", "greedy", "random"] = "kinship"
+    """kinship: Top-k Greedy Merging with exploration; greedy: without; random: random pairs."""
+    k: int = Field(default=3, ge=2, le=64)
+    """Size of the set of best models that are merged pairwise."""
+    kinship: Literal["pcc", "cs", "ed"] = "pcc"
+    """Metric: Pearson correlation, signed cosine or Euclidean distance of deltas."""
+    mate_pool: Literal["population", "top-k", "generation"] = "population"
+    """Where the distant mate of an exploration comes from."""
+    children_per_mating: int = Field(default=1, ge=1, le=1000)
+    """Children of each pair; they differ in hyperparameters."""
+    stop_kinship: float | None = Field(default=None, gt=-1, lt=1)
+    """Stop when the mean kinship within the top k is above this; the paper suggests 0.9."""
+    max_children: int | None = Field(default=None, ge=1)
+    """Budget in children; failed ones count, founders do not."""
+    max_generations: int | None = Field(default=None, ge=1, le=256)
+    """Budget in generations."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Budget in hours of wall time of one session; children in flight are finished."""
+
+    @model_validator(mode="after")
+    def _saturation_is_similarity(self) -> Self:
+        if self.stop_kinship is not None and self.kinship == "ed":
+            raise ValueError("stop_kinship needs kinship pcc or cs: ed is a distance, it has no point of saturation")
+        return self
+
+
+class MergeConfig(Section):
+    """How children are made."""
+
+    methods: dict[str, dict[str, ParamSpec]] = Field(default={"slerp": {"t": 0.5}}, min_length=1)
+    """Merge methods and their hyperparameters; of several methods Optuna picks one for each child."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """In which children are scored and exported; merges themselves are float32."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _bare_methods(cls, value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {name: {} for name in value}
+        return {name: params or {} for name, params in value.items()} if isinstance(value, dict) else value
+
+
+class EvaluationConfig(Section):
+    """How children are scored."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Requests in one forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU for each evaluator if there are any."""
+    holdout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of each task's items that the search never sees; founders, average and best are compared on them at the end."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Longest prompt in tokens; by default the model's."""
+    apply_chat_template: bool = False
+    """Whether to put prompts into the tokenizer's chat template."""
+    system_instruction: str | None = None
+    """System prompt."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run. Say yes only to models that you trust."""
+    confirm_run_unsafe_code: bool = False
+    """Consent to tasks that run code which models write."""
+
+
+class ClusterConfig(Section):
+    """Where the work is done."""
+
+    address: str | None = None
+    """Ray cluster to join (auto, or host:port); by default a private one on this machine."""
+    evaluators: Count = "auto"
+    """Models scored at once. auto: one for each GPU; without GPUs one for each 2 cores."""
+    shards: Count = "auto"
+    """Actors that hold the founders' tensors for kinship. auto: one for each GPU; without GPUs one for each node."""
+    retries: int = Field(default=2, ge=0, le=100)
+    """How often a child whose evaluation broke is tried again."""
+
+
+class Config(Section):
+    """A whole search."""
+
+    base: str = ""
+    """The pretrained model that all founders were tuned from: a folder or a hub id."""
+    base_revision: str | None = None
+    """Commit, tag or branch of the base, for a hub id."""
+    founders: list[FounderSpec] = []
+    """The fine-tunes to start from, at least two."""
+    demo: bool = False
+    """Make the built-in tiny models and tasks and use them as base, founders and tasks."""
+    tasks: list[TaskSpec] = Field(default=[])
+    """What children are scored on."""
+    task_paths: list[str] = []
+    """Folders with lm-eval task files of your own."""
+    search: SearchConfig = SearchConfig()
+    merge: MergeConfig = MergeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    output: str = "runs/search"
+    """The run folder."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Everything random in a run follows from it."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.demo:
+            if not self.base:
+                raise ValueError("base is missing: name the folder or hub id of the model that the founders were tuned from")
+            if len(self.founders) < 2:
+                raise ValueError(f"founders: a search needs at least 2 founders, not {len(self.founders)}")
+        if not self.tasks:
+            raise ValueError("tasks is missing: name at least one lm-eval task")
+        _distinct("founders", [founder.name for founder in self.founders], "Give one of them another 'name'")
+        _distinct("tasks", [task.name for task in self.tasks], "Name each task once")
+        return self
+
+
+def _distinct(where: str, names: list[str], remedy: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: '{name}' is there {names.count(name)} times. {remedy}")
