@@ -1,0 +1,1 @@
+"""The pure part: recipes, statistics, kinship, merge methods and scores. No Ray, no files."""

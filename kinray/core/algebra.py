@@ -1,0 +1,177 @@
+"""Kinship of children without their weights.
+
+A linear-family child is a row of coefficients per tensor on [θ0, δ1 … δN], so its products with every model follow from the
+founders' Gram matrices; it may be a child that is not made yet. A child of any other method brings its measured products
+with the base and the founders, and two such children their own product.
+
+Shape suffixes: T tensors · M the base and the founders · P parents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinray.core.kinship import Metric, Moments, kinship
+from kinray.core.methods import LinearForm, method_named
+from kinray.core.recipe import Founder, Merge, Recipe, topological
+from kinray.core.statistics import Float64, Statistics
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is known of one model's delta δ = θ − θ0.
+
+    Args:
+        total: Σ δ over all elements.
+        square: Σ δ².
+        dots_TM: (T, M) float64, dot products with θ0 and the founders' deltas.
+        row_TM: (T, M) float64 coefficients of δ on them, for the linear family; else None.
+    """
+
+    total: float
+    square: float
+    dots_TM: Float64
+    row_TM: Float64 | None = None
+
+
+class MissingProduct(LookupError):
+    """A kinship was asked for that needs a product which nobody measured: those of ``recipes``, one or two."""
+
+    def __init__(self, *recipes: Recipe) -> None:
+        super().__init__(f"products not measured: {[recipe.digest[:12] for recipe in recipes]}")
+        self.recipes = recipes
+
+
+class KinshipMap:
+    """Kinship of any two models of a search.
+
+    Not thread-safe. Models of the linear family need no registration. For others ``between`` raises ``MissingProduct``
+    until ``add_products`` or ``add_dot`` was called with what it names.
+
+    Args:
+        statistics: of the base and the founders.
+    """
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._index = {digest: number for number, digest in enumerate(statistics.models)}
+        self._known: dict[str, Products] = {}
+        self._dots: dict[frozenset[str], float] = {}
+
+    def add_products(self, recipe: Recipe, products: Products) -> None:
+        """Keep what was measured of a child that algebra does not cover."""
+        self._known[recipe.digest] = products
+
+    def add_dot(self, a: Recipe, b: Recipe, dot: float) -> None:
+        """Keep the measured dot product of two such children's deltas."""
+        self._dots[frozenset((a.digest, b.digest))] = dot
+
+    def between(self, metric: Metric, a: Recipe, b: Recipe) -> float:
+        """Return the kinship of two models, NaN where it is undefined.
+
+        Raises:
+            MissingProduct: when a product must be measured first.
+        """
+        left, right = self._products(a), self._products(b)
+        moments = Moments(
+            float(self._statistics.count_T.sum()),
+            left.total,
+            right.total,
+            left.square,
+            right.square,
+            left.square if a.digest == b.digest else self._dot(a, left, b, right),
+        )
+        return float(kinship(metric, moments))
+
+    def row(self, recipe: Recipe) -> Float64 | None:
+        """Return the (T, M) coefficients of δ on [θ0, δ1 … δN], or None for a child outside their span."""
+        return self._products(recipe).row_TM
+
+    def _dot(self, a: Recipe, left: Products, b: Recipe, right: Products) -> float:
+        if right.row_TM is not None:
+            return float((left.dots_TM * right.row_TM).sum())
+        if left.row_TM is not None:
+            return float((right.dots_TM * left.row_TM).sum())
+        pair = frozenset((a.digest, b.digest))
+        if pair not in self._dots:
+            raise MissingProduct(a, b)
+        return self._dots[pair]
+
+    def _products(self, recipe: Recipe) -> Products:
+        if recipe.digest not in self._known:
+            if not is_linear(recipe):
+                raise MissingProduct(recipe)
+            rows = linear_rows(recipe, self._statistics.gram_TMM, self._index, self._known)
+            for digest, row_tm in rows.items():
+                self._known[digest] = self._from_row(row_tm)
+        return self._known[recipe.digest]
+
+    def _from_row(self, row_TM: Float64) -> Products:
+        dots_TM = np.einsum("tm,tmn->tn", row_TM, self._statistics.gram_TMM)
+        return Products(
+            total=float((row_TM * self._statistics.sums_TM).sum()),
+            square=float((row_TM * dots_TM).sum()),
+            dots_TM=dots_TM,
+            row_TM=row_TM,
+        )
+
+
+def is_linear(recipe: Recipe) -> bool:
+    """Tell whether a recipe is a weighted sum of founders, however deep it is."""
+    return all(isinstance(node, Founder) or method_named(node.method).weights for node in topological([recipe]))
+
+
+def linear_rows(
+    recipe: Recipe, gram_TMM: Float64, index: Mapping[str, int], known: Mapping[str, Products]
+) -> dict[str, Float64]:
+    """Collapse a linear-family recipe and its ancestors to coefficients.
+
+    Args:
+        recipe: the model; ``is_linear`` holds.
+        gram_TMM: (T, M, M) float64 of the rows [θ0, δ1 … δN].
+        index: row of each founder's digest, the base's being 0.
+        known: products of models whose rows need not be computed again.
+
+    Returns:
+        digest -> (T, M) coefficients of its δ, for ``recipe`` and each ancestor that is not in ``known``.
+    """
+    tensors, models = gram_TMM.shape[:2]
+    rows: dict[str, Float64] = {}
+
+    def theta(node: Recipe) -> Float64:
+        row = rows[node.digest] if node.digest in rows else known[node.digest].row_TM
+        assert row is not None, "a linear child of measured parents is measured itself"
+        return row + np.eye(1, models)
+
+    for node in topological([recipe]):
+        if node.digest in known:
+            continue
+        if isinstance(node, Founder):
+            place = index[node.digest]
+            rows[node.digest] = np.tile(np.eye(models)[place] if place else np.zeros(models), (tensors, 1))
+        else:
+            rows[node.digest] = _merge_rows(node, [theta(parent) for parent in node.parents], gram_TMM)
+    return rows
+
+
+def _merge_rows(merge: Merge, thetas: list[Float64], gram_TMM: Float64) -> Float64:
+    """Compute the (T, M) coefficients of a child's δ from its parents' θ."""
+    method = method_named(merge.method)
+    assert method.weights is not None
+    params = method.resolve(merge.params, len(thetas))
+    theta_TPM = np.stack(thetas, axis=1)
+    tensors, parents, models = theta_TPM.shape
+    if method.needs_gram:
+        gram_TPP = theta_TPM @ gram_TMM @ theta_TPM.transpose(0, 2, 1)
+        forms = [method.weights(params, parents, gram_pp) for gram_pp in gram_TPP]
+    else:
+        forms = [method.weights(params, parents, np.full((parents, parents), np.nan))] * tensors
+    return _apply_forms(forms, theta_TPM) - np.eye(1, models)
+
+
+def _apply_forms(forms: list[LinearForm], theta_TPM: Float64) -> Float64:
+    coef_TP = np.array([form.parents for form in forms])
+    child_TM: Float64 = np.einsum("tp,tpm->tm", coef_TP, theta_TPM)
+    child_TM[:, 0] += [form.base for form in forms]
+    return child_TM

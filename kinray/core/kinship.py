@@ -1,0 +1,87 @@
+"""Kinship: how alike the weight changes of two models are (Hu et al., arXiv 2410.12613, section 3.1).
+
+All three metrics come from five sums over the elements of the two deltas, over all parameters at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from kinray.core.statistics import Float64, Statistics
+
+Metric = Literal["pcc", "cs", "ed"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+_NOTHING = 1e-30
+"""Relative to the raw second moment: below it a variance is rounding, and the correlation undefined."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over all elements of pairs of deltas a, b; arrays of any one shape, float64.
+
+    Args:
+        count: number of elements.
+        sum_a, sum_b: Σ a, Σ b.
+        dot_aa, dot_bb, dot_ab: Σ a², Σ b², Σ ab.
+    """
+
+    count: Float64 | float
+    sum_a: Float64 | float
+    sum_b: Float64 | float
+    dot_aa: Float64 | float
+    dot_bb: Float64 | float
+    dot_ab: Float64 | float
+
+
+def kinship(metric: Metric, moments: Moments) -> Float64:
+    """Compute one metric of each pair.
+
+    Returns:
+        float64 array of the shape of the moments: ``pcc`` the Pearson correlation with the true means, ``cs`` the signed
+        cosine, ``ed`` the Euclidean distance of the deltas; NaN where undefined (a delta that is zero or, for pcc,
+        constant).
+    """
+    m = moments
+    with np.errstate(divide="ignore", invalid="ignore"):
+        match metric:
+            case "ed":
+                return np.sqrt(np.maximum(np.asarray(m.dot_aa + m.dot_bb - 2 * m.dot_ab), 0.0))
+            case "cs":
+                return _ratio(m.dot_ab, m.dot_aa, m.dot_bb, m)
+            case "pcc":
+                return _ratio(
+                    m.dot_ab - m.sum_a * m.sum_b / m.count,
+                    m.dot_aa - m.sum_a**2 / m.count,
+                    m.dot_bb - m.sum_b**2 / m.count,
+                    m,
+                )
+
+
+def _ratio(ab: Float64 | float, aa: Float64 | float, bb: Float64 | float, raw: Moments) -> Float64:
+    defined = (np.asarray(aa) > _NOTHING * np.asarray(raw.dot_aa)) & (np.asarray(bb) > _NOTHING * np.asarray(raw.dot_bb))
+    norm = np.sqrt(np.maximum(aa, 0.0)) * np.sqrt(np.maximum(bb, 0.0))
+    return np.where(defined, np.clip(np.asarray(ab) / norm, -1.0, 1.0), np.nan)
+
+
+def kinship_matrix(metric: Metric, statistics: Statistics) -> Float64:
+    """Compute one metric for every pair of founders.
+
+    Returns:
+        (N, N) float64 in the order of ``statistics.models[1:]``, symmetric.
+    """
+    sums = statistics.sums_TM.sum(0)[1:]
+    gram = statistics.gram_TMM.sum(0)[1:, 1:]
+    norms = np.diagonal(gram)
+    count = float(statistics.count_T.sum())
+    return kinship(
+        metric,
+        Moments(count, sums[:, None], sums[None, :], norms[:, None], norms[None, :], gram),
+    )
+
+
+def group_kinship(matrix: Float64) -> float:
+    """Average a kinship matrix over its pairs of different models; NaN for fewer than two models."""
+    pairs = matrix[np.triu_indices(len(matrix), 1)]
+    return float(pairs.mean()) if len(pairs) else float("nan")

@@ -1,0 +1,177 @@
+"""What a merge method is: its function, how many parents it takes, and the one declaration of its hyperparameters."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kinray.core.masks import MaskSource
+from kinray.core.recipe import MAX_PARENTS, ParamValue, is_finite_number
+from kinray.core.statistics import Float64
+from kinray.errors import RecipeError, did_you_mean
+
+Params = Mapping[str, ParamValue]
+"""Every parameter of a method by name: one value, or for a per-model one a tuple with a number for each parent."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One hyperparameter: it serves validation, search spaces, recipes and the documentation.
+
+    Args:
+        name: as mergekit calls it.
+        default: the value when none is given; a bool makes it a switch.
+        low, high: the values allowed, both included, for numbers.
+        per_model: whether each parent has a value of its own.
+        text: what it does, for a person.
+    """
+
+    name: str
+    default: float | bool
+    text: str
+    low: float = -math.inf
+    high: float = math.inf
+    per_model: bool = False
+
+    def check(self, method: str, value: Any) -> None:
+        """Raise RecipeError unless ``value`` (a single one) may be given for this parameter."""
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value!r}. It must be true or false.")
+        elif not is_finite_number(value):
+            raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value!r:.80}. It must be a finite number.")
+        elif not self.low <= value <= self.high:
+            raise RecipeError(
+                f"Parameter '{self.name}' of '{method}' is {value:g}. It must be from {self.low:g} to {self.high:g}."
+            )
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """A child as a weighted sum: ``base``·θ0 + Σ ``parents[i]``·θi."""
+
+    parents: tuple[float, ...]
+    base: float = 0.0
+
+
+Weights = Callable[[Params, int, Float64], LinearForm]
+"""(params, number of parents P, gram_PP of the parents' weights θ in one tensor) -> the weights of the sum."""
+
+MergeTensors = Callable[[torch.Tensor, Sequence[torch.Tensor], Params, MaskSource], torch.Tensor]
+"""(base, parents, params, masks) -> child, all float32 of one shape."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method; exactly one of ``weights`` and ``tensors`` says how it is computed.
+
+    Args:
+        name: as mergekit calls it.
+        parameters: its hyperparameters.
+        source: the paper, for a person.
+        weights: for the linear family, the coefficients per tensor; then kinship of children is algebra.
+        tensors: for all others, the child's tensor.
+        uses_base: whether θ0 enters, so that the base belongs to the recipe.
+        needs_gram: whether ``weights`` looks at the parents' dot products.
+        min_parents, max_parents: how many models it merges.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    source: str
+    weights: Weights | None = None
+    tensors: MergeTensors | None = None
+    uses_base: bool = False
+    needs_gram: bool = False
+    min_parents: int = 1
+    max_parents: int = MAX_PARENTS
+
+    def __post_init__(self) -> None:
+        assert (self.weights is None) != (self.tensors is None), self.name
+
+    def parameter(self, name: str) -> Parameter:
+        """Return the declaration of one hyperparameter, or raise RecipeError with a suggestion."""
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        known = did_you_mean(name, [parameter.name for parameter in self.parameters])
+        raise RecipeError(f"Merge method '{self.name}' has no parameter '{name}'.{known}")
+
+    def resolve(self, params: Params, parents: int) -> dict[str, ParamValue]:
+        """Fill in defaults, spread per-model values over the parents and check everything.
+
+        Raises:
+            RecipeError: for an unknown parameter, a value out of range, a wrong number of per-model values, or a number
+                of parents that the method does not take.
+        """
+        if not self.min_parents <= parents <= self.max_parents:
+            raise RecipeError(
+                f"Merge method '{self.name}' takes {self.min_parents} to {self.max_parents} models, not {parents}."
+            )
+        for name in params:
+            self.parameter(name)
+        return {p.name: self._resolve_one(p, params.get(p.name, p.default), parents) for p in self.parameters}
+
+    def _resolve_one(self, parameter: Parameter, value: ParamValue, parents: int) -> ParamValue:
+        if isinstance(value, tuple):
+            if not parameter.per_model or len(value) != parents:
+                expected = f"one value or {parents} (one for each model)" if parameter.per_model else "one value"
+                raise RecipeError(
+                    f"Parameter '{parameter.name}' of '{self.name}' has {len(value)} values. Give it {expected}."
+                )
+            for entry in value:
+                parameter.check(self.name, entry)
+            return value
+        parameter.check(self.name, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return (float(value),) * parents if parameter.per_model else float(value)
+        return value
+
+    def merge(
+        self, base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
+    ) -> torch.Tensor:
+        """Merge one tensor.
+
+        Args:
+            base: θ0, float32; looked at only by methods that use the base.
+            parents: float32 tensors of its shape.
+            params: hyperparameters, resolved or not.
+            masks: random numbers for this child and tensor.
+
+        Returns:
+            float32 tensor of the same shape, a new one.
+        """
+        resolved = self.resolve(params, len(parents))
+        if self.tensors is not None:
+            return self.tensors(base, parents, resolved, masks)
+        assert self.weights is not None
+        gram = gram_of(parents) if self.needs_gram else _no_gram(len(parents))
+        form = self.weights(resolved, len(parents), gram)
+        return combine(base if self.uses_base else parents[0], parents, form)
+
+
+def gram_of(tensors: Sequence[torch.Tensor]) -> Float64:
+    """Compute the (P, P) float64 dot products of tensors of one shape, in blocks that stay in the cache."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    block = 1 << 16
+    for start in range(0, flat[0].numel(), block):
+        rows = torch.stack([row[start : start + block].double() for row in flat])
+        gram += rows @ rows.T
+    result: Float64 = gram.cpu().numpy()
+    return result
+
+
+def _no_gram(parents: int) -> Float64:
+    result: Float64 = torch.full((parents, parents), math.nan, dtype=torch.float64).numpy()
+    return result
+
+
+def combine(pivot: torch.Tensor, parents: Sequence[torch.Tensor], form: LinearForm) -> torch.Tensor:
+    """Compute ``form`` in float32 as pivot·Σ + Σ cᵢ(θᵢ − pivot), which leaves equal parents unchanged to the last bit."""
+    out = pivot * (form.base + sum(form.parents))
+    for weight, parent in zip(form.parents, parents, strict=True):
+        out.add_(parent - pivot, alpha=weight)
+    return out

@@ -1,0 +1,82 @@
+"""The linear family: children that are weighted sums of their parents, tensor by tensor."""
+
+import math
+
+from kinray.core.methods.declaration import LinearForm, Method, Parameter, Params
+from kinray.core.recipe import ParamValue
+from kinray.core.statistics import Float64
+from kinray.errors import RecipeError
+
+LERP_ABOVE = 0.9995
+"""|cos| of the angle above which slerp interpolates linearly, as mergekit does."""
+
+_SMALLEST_NORM = 1e-8
+
+WEIGHT = Parameter("weight", 1.0, "how much of this model goes in", per_model=True)
+LAMBDA = Parameter("lambda", 1.0, "factor on the merged delta")
+
+
+def numbers(value: ParamValue) -> tuple[float, ...]:
+    """Return a resolved per-model parameter, typed."""
+    assert isinstance(value, tuple)
+    return value
+
+
+def number(value: ParamValue) -> float:
+    """Return a resolved global number, typed."""
+    assert isinstance(value, float)
+    return value
+
+
+def _shares(method: str, weights: tuple[float, ...]) -> tuple[float, ...]:
+    total = math.fsum(weights)
+    if abs(total) < _SMALLEST_NORM:
+        raise RecipeError(f"The weights of '{method}' add up to {total:g}. Change them or set normalize to false.")
+    return tuple(weight / total for weight in weights)
+
+
+def _linear(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+    weights = numbers(params["weight"])
+    return LinearForm(_shares("linear", weights) if params["normalize"] else weights)
+
+
+def _task_arithmetic(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+    weights = numbers(params["weight"])
+    if params["normalize"]:
+        weights = _shares("task_arithmetic", weights)
+    scaled = tuple(number(params["lambda"]) * weight for weight in weights)
+    return LinearForm(scaled, base=1.0 - math.fsum(scaled))
+
+
+def _slerp(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+    t = number(params["t"])
+    norms = [math.sqrt(max(float(gram_pp[i, i]), 0.0)) for i in (0, 1)]
+    cosine = float(gram_pp[0, 1]) / (norms[0] * norms[1]) if min(norms) > _SMALLEST_NORM else 0.0
+    if abs(cosine) > LERP_ABOVE:
+        return LinearForm((1.0 - t, t))
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    return LinearForm((math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)))
+
+
+LINEAR = Method(
+    "linear",
+    (WEIGHT, Parameter("normalize", True, "divide the weights by their sum")),
+    "Wortsman et al., Model soups, arXiv 2203.05482",
+    weights=_linear,
+)
+TASK_ARITHMETIC = Method(
+    "task_arithmetic",
+    (WEIGHT, LAMBDA, Parameter("normalize", False, "divide the weights by their sum")),
+    "Ilharco et al., Editing models with task arithmetic, arXiv 2212.04089",
+    weights=_task_arithmetic,
+    uses_base=True,
+)
+SLERP = Method(
+    "slerp",
+    (Parameter("t", 0.5, "how far from the first model to the second", low=0.0, high=1.0),),
+    "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985",
+    weights=_slerp,
+    needs_gram=True,
+    min_parents=2,
+    max_parents=2,
+)

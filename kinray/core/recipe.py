@@ -1,0 +1,211 @@
+"""Recipes: how a model comes from founders, as an immutable DAG of merges.
+
+A child *is* its recipe; its weights are a cache of it. Two recipes are equal when their digests are, wherever their files
+lie and whatever they are called.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from kinray.errors import RecipeError
+
+MAX_DEPTH = 256
+MAX_NODES = 4096
+MAX_PARENTS = 64
+
+ParamValue = bool | float | str | tuple[float, ...]
+"""A hyperparameter of a merge: one value, or one number for each parent."""
+
+
+def canonical_json(value: Any) -> str:
+    """Write ``value`` as JSON in the one form that digests are taken of: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Founder:
+    """A given model: the base or a fine-tune of it.
+
+    Args:
+        digest: identity of its weights (``kinray.checkpoints.identity``), 64 hex digits.
+        name: what people call it; not part of its identity.
+    """
+
+    digest: str
+    name: str = field(default="", compare=False)
+    depth: int = field(default=0, init=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merge:
+    """A model made by one merge of ``parents``.
+
+    Args:
+        method: name of a merge method (``kinray.core.methods``).
+        parents: 1 to 64 recipes; their order matters to the method.
+        params: hyperparameters of the method; numbers become floats, lists become tuples.
+        base: the model that deltas are taken against, for methods that work on deltas; else None.
+
+    Raises:
+        RecipeError: for too many or no parents, a depth over 256, or a parameter that is not a finite number, a truth
+            value, a word, or a list of finite numbers.
+    """
+
+    method: str
+    parents: tuple["Recipe", ...]
+    params: Mapping[str, ParamValue] = field(default_factory=dict)
+    base: Founder | None = None
+    digest: str = field(init=False)
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.parents) <= MAX_PARENTS:
+            raise RecipeError(
+                f"A merge by '{self.method}' has {len(self.parents)} parents. Give it between 1 and {MAX_PARENTS}."
+            )
+        depth = 1 + max(parent.depth for parent in self.parents)
+        if depth > MAX_DEPTH:
+            raise RecipeError(f"A merge by '{self.method}' has depth {depth}. The limit is {MAX_DEPTH} generations.")
+        params = {name: _freeze(self.method, name, value) for name, value in sorted(self.params.items())}
+        object.__setattr__(self, "params", MappingProxyType(params))
+        object.__setattr__(self, "depth", depth)
+        node = _node(self, [parent.digest for parent in self.parents], self.base and self.base.digest)
+        object.__setattr__(self, "digest", hashlib.sha256(canonical_json(node).encode()).hexdigest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Merge) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Merge({self.method}, {len(self.parents)} parents, {self.digest[:12]})"
+
+
+Recipe = Founder | Merge
+
+
+def _freeze(method: str, name: str, value: Any) -> ParamValue:
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, Sequence):
+        return tuple(_finite(method, name, entry) for entry in value)
+    return _finite(method, name, value)
+
+
+def _finite(method: str, name: str, value: Any) -> float:
+    if not is_finite_number(value):
+        raise RecipeError(f"Parameter '{name}' of '{method}' holds {value!r:.80}. It must be a finite number.")
+    return float(value)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Tell whether ``value`` is a number that a float can hold: no truth value, no NaN, no infinity, no huge integer."""
+    limit = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
+
+
+def _node(merge: Merge, parents: Sequence[str | int], base: str | int | None) -> dict[str, Any]:
+    """Describe one merge as JSON, its parents and base by digest or by index."""
+    node = {"method": merge.method, "parents": list(parents), "params": _plain(merge.params)}
+    return node if base is None else node | {"base": base}
+
+
+def _plain(params: Mapping[str, ParamValue]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
+
+
+def topological(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """List ``recipes`` and all their ancestors once each, parents (and bases) before children.
+
+    Iterative, so that depth is limited by ``MAX_DEPTH`` alone and not by Python's stack.
+    """
+    order: dict[str, Recipe] = {}
+    for root in recipes:
+        stack = [root]
+        while stack:
+            recipe = stack[-1]
+            missing = [need for need in _needs(recipe) if need.digest not in order]
+            if missing and recipe.digest not in order:
+                stack.extend(reversed(missing))
+            else:
+                order.setdefault(recipe.digest, recipe)
+                stack.pop()
+    return list(order.values())
+
+
+def _needs(recipe: Recipe) -> tuple[Recipe, ...]:
+    if isinstance(recipe, Founder):
+        return ()
+    return recipe.parents if recipe.base is None else (recipe.base, *recipe.parents)
+
+
+def ancestors(recipe: Recipe) -> list[Founder]:
+    """List the founders (and the base, where a method uses it) that ``recipe`` comes from."""
+    return [node for node in topological([recipe]) if isinstance(node, Founder)]
+
+
+def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
+    """Serialise a recipe as a topologically ordered list of nodes; the last one is the recipe itself.
+
+    Founders become ``{"founder": digest, "name": name}``, merges ``{"method", "parents", "params"[, "base"]}`` where
+    parents and base are indices of earlier nodes.
+
+    Raises:
+        RecipeError: for more than 4096 nodes.
+    """
+    order = topological([recipe])
+    if len(order) > MAX_NODES:
+        raise RecipeError(f"The recipe {recipe.digest[:12]} has {len(order)} nodes. The limit is {MAX_NODES}.")
+    index = {node.digest: number for number, node in enumerate(order)}
+    return [
+        {"founder": node.digest, "name": node.name}
+        if isinstance(node, Founder)
+        else _node(node, [index[parent.digest] for parent in node.parents], node.base and index[node.base.digest])
+        for node in order
+    ]
+
+
+def from_nodes(nodes: Any) -> Recipe:
+    """Read back what ``to_nodes`` wrote.
+
+    Raises:
+        RecipeError: when ``nodes`` is no such list: not a list, empty, too long, a node of unknown form, or an index that
+            does not point to an earlier node (so a cycle cannot be written).
+    """
+    if not isinstance(nodes, list) or not 1 <= len(nodes) <= MAX_NODES:
+        raise RecipeError(f"A recipe must be a list of 1 to {MAX_NODES} nodes, not {type(nodes).__name__}.")
+    made: list[Recipe] = []
+    for number, node in enumerate(nodes):
+        try:
+            made.append(_read_node(node, made))
+        except (KeyError, TypeError, IndexError) as error:
+            raise RecipeError(f"Node {number} of the recipe is not readable: {node!r:.200}.") from error
+    return made[-1]
+
+
+def _read_node(node: Mapping[str, Any], made: Sequence[Recipe]) -> Recipe:
+    if "founder" in node:
+        digest = node["founder"]
+        if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise RecipeError(f"A founder's digest must be 64 hex digits, not {digest!r:.80}.")
+        return Founder(digest, str(node.get("name", "")))
+    if unknown := set(node) - {"method", "parents", "params", "base"}:
+        raise RecipeError(f"A node of the recipe has unknown keys: {', '.join(sorted(map(str, unknown)))}.")
+    if not isinstance(node["method"], str) or not isinstance(node["params"], dict):
+        raise RecipeError("A merge in a recipe needs a method (a word) and params (a mapping).")
+    base = _earlier(node["base"], made) if "base" in node else None
+    if base is not None and not isinstance(base, Founder):
+        raise RecipeError("The base of a merge must be a founder.")
+    return Merge(node["method"], tuple(_earlier(i, made) for i in node["parents"]), node["params"], base)
+
+
+def _earlier(index: Any, made: Sequence[Recipe]) -> Recipe:
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(made):
+        raise RecipeError(f"A node of the recipe names parent {index!r}, which is not an earlier node.")
+    return made[index]

@@ -1,0 +1,116 @@
+"""Scores of a model: per item, per task and overall, with standard errors, and comparisons paired on the same items."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kinray.core.statistics import Float64
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One model's result on one task's items.
+
+    Args:
+        score: the task's score, higher is better, 0..1 for tasks that are scaled.
+        stderr: its standard error over items; NaN for fewer than two items.
+        items: document numbers (of a group: task and number), in the order of ``values``.
+        values: each item's contribution; the score is their mean when ``paired``.
+        weight: the task's weight in the overall score.
+        paired: whether items of two models may be compared one by one (the metric is a mean over items).
+    """
+
+    score: float
+    stderr: float
+    items: tuple[str, ...]
+    values: tuple[float, ...]
+    weight: float = 1.0
+    paired: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcome of a child that was evaluated.
+
+    Args:
+        tasks: results by task name.
+        seconds: wall time by part (``merge``, ``copy``, ``evaluate``, …).
+        where: device and node.
+    """
+
+    tasks: Mapping[str, TaskScore]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The weighted mean over tasks."""
+        return weighted_mean([task.score for task in self.tasks.values()], self._weights)
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error, the tasks' items being independent."""
+        return weighted_error([task.stderr for task in self.tasks.values()], self._weights)
+
+    @property
+    def _weights(self) -> list[float]:
+        return [task.weight for task in self.tasks.values()]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The outcome of a child that could not be evaluated; it is never a parent and never the best."""
+
+    error: str
+
+
+Result = Scored | Failed
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one model scored than another, in score points of 0..1."""
+
+    mean: float
+    stderr: float
+
+    @property
+    def sigmas(self) -> float:
+        """The difference in units of its standard error; infinite when no item differs in spread but the mean does."""
+        if self.stderr > 0:
+            return self.mean / self.stderr
+        return math.copysign(math.inf, self.mean) if self.mean else 0.0
+
+
+def difference(better: Scored, worse: Scored) -> Difference:
+    """Compare two models on the same items: paired item by item where the metric is a mean, else by their errors."""
+    means, errors, weights = [], [], []
+    for name, left in better.tasks.items():
+        right = worse.tasks[name]
+        weights.append(left.weight)
+        if left.paired and left.items == right.items:
+            gaps = np.subtract(left.values, right.values)
+            means.append(float(gaps.mean()))
+            errors.append(standard_error(gaps))
+        else:
+            means.append(left.score - right.score)
+            errors.append(math.hypot(left.stderr, right.stderr))
+    return Difference(weighted_mean(means, weights), weighted_error(errors, weights))
+
+
+def standard_error(values: Sequence[float] | Float64) -> float:
+    """Estimate the standard error of a mean (sample standard deviation over √n); NaN for fewer than two values."""
+    n = len(values)
+    return float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Average values by weights that need not add up to one."""
+    return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / math.fsum(weights)
+
+
+def weighted_error(errors: Sequence[float], weights: Sequence[float]) -> float:
+    """Propagate independent standard errors through ``weighted_mean``."""
+    return math.sqrt(math.fsum((e * w) ** 2 for e, w in zip(errors, weights, strict=True))) / math.fsum(weights)
