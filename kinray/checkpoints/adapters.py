@@ -1,0 +1,135 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) as founders: the model plus scale·B·A, tensor by tensor, in float32."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinray.checkpoints.folder import Checkpoint, WeightSource, open_checkpoint, read_json
+from kinray.checkpoints.header import TensorInfo, read_header
+from kinray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
+
+
+@dataclass
+class AdaptedModel:
+    """A model with a LoRA adapter applied; tensors that the adapter leaves alone are the model's own.
+
+    Args:
+        name: what errors call it.
+        model: what the adapter is applied to.
+        factors: adapted tensor -> (A, B, whether of an embedding, scale).
+        saved: tensors that the adapter replaces whole (modules_to_save).
+    """
+
+    name: str
+    model: WeightSource
+    adapter: Checkpoint
+    factors: dict[str, tuple[str, str, bool, float]]
+    saved: dict[str, str]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        return self.model.config
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The model's tensors; where the adapter replaces one, its shape."""
+        return {
+            name: replace(info, shape=self.adapter.tensors[self.saved[name]].shape) if name in self.saved else info
+            for name, info in self.model.tensors.items()
+        }
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Return a tensor, in float32 where the adapter changes it."""
+        if name in self.saved:
+            return self.adapter.load(self.saved[name])
+        weight = self.model.load(name)
+        if name not in self.factors:
+            return weight
+        a_name, b_name, embedding, scale = self.factors[name]
+        change = self.adapter.load(b_name).float() @ self.adapter.load(a_name).float()
+        return weight.float() + scale * (change.T if embedding else change)
+
+
+def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
+    """Open a PEFT folder on top of a model.
+
+    Raises:
+        CheckpointError: when it is no LoRA adapter that can be merged, or does not fit the model.
+    """
+    config = read_json(folder / "adapter_config.json", name)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"Model '{name}': {folder} is an adapter of type {config.get('peft_type')!r}, not LORA.")
+    for key, what in _UNSUPPORTED.items():
+        if config.get(key):
+            raise CheckpointError(f"Model '{name}': {folder} uses {what}. Merge it into its model with PEFT first.")
+    if config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
+        raise CheckpointError(f"Model '{name}': {folder} trains biases or transposed layers. Merge it with PEFT first.")
+    adapter = _adapter_file(folder, name)
+    factors: dict[str, tuple[str, str, bool, float]] = {}
+    saved: dict[str, str] = {}
+    for key in adapter.tensors:
+        bare = key.removeprefix(_PREFIX)
+        match = _LORA.fullmatch(bare)
+        if match is None:
+            saved[_target(bare, model, folder, name)] = key
+        elif match[3] == "A":
+            target = _target(f"{match[1]}.weight", model, folder, name)
+            partner = key.replace(f"lora_{match[2] or ''}A", f"lora_{match[2] or ''}B")
+            factors[target] = (key, partner, bool(match[2]), _scale(config, match[1], adapter.tensors[key].shape))
+            _check_factors(adapter, factors[target], model.tensors[target], name)
+    return AdaptedModel(name, model, adapter, factors, saved)
+
+
+def _adapter_file(folder: Path, name: str) -> Checkpoint:
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"Model '{name}': {folder} has no adapter_model.safetensors (pickles are not read).")
+    return Checkpoint(name, folder, {}, {info.name: info for info in read_header(file)})
+
+
+def _target(tensor: str, model: WeightSource, folder: Path, name: str) -> str:
+    if tensor not in model.tensors:
+        raise CheckpointError(f"Model '{name}': adapter {folder} changes '{tensor}', which '{model.name}' does not have.")
+    return tensor
+
+
+def _scale(config: dict[str, Any], module: str, shape: tuple[int, ...]) -> float:
+    def pattern(key: str, default: Any) -> Any:
+        for suffix, value in (config.get(key) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({suffix})", module):
+                return value
+        return default
+
+    rank = shape[0]
+    alpha = float(pattern("alpha_pattern", config.get("lora_alpha", rank)))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _check_factors(
+    adapter: Checkpoint, factor: tuple[str, str, bool, float], target: TensorInfo, name: str
+) -> None:
+    a_name, b_name, embedding, _ = factor
+    if b_name not in adapter.tensors:
+        raise CheckpointError(f"Model '{name}': adapter has '{a_name}' but not '{b_name}'.")
+    a, b = adapter.tensors[a_name].shape, adapter.tensors[b_name].shape
+    change = (b[0], a[1])
+    if (change[::-1] if embedding else change) != target.shape or a[0] != b[1]:
+        raise CheckpointError(
+            f"Model '{name}': the adapter's factors {b} and {a} do not give '{target.name}' of shape {target.shape}."
+        )
+
+
+def open_model(folder: Path, adapter: Path | None, name: str) -> WeightSource:
+    """Open a model folder, with an adapter on top if one is named."""
+    checkpoint = open_checkpoint(folder, name)
+    return checkpoint if adapter is None else open_adapter(adapter, checkpoint, name)

@@ -1,0 +1,171 @@
+"""A model folder: its config and its safetensors files, checked from the headers alone and read tensor by tensor."""
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kinray.checkpoints.header import TensorInfo, read_header
+from kinray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_FILES = threading.local()
+
+
+class WeightSource(Protocol):
+    """Tensors of a model by name; the seam behind which a founder may be a folder, a folder with an adapter, or one
+    fitted to another vocabulary."""
+
+    name: str
+    """What errors call it."""
+    config: dict[str, Any]
+    """config.json."""
+    tensors: dict[str, TensorInfo]
+    """What there is, by name, in file order. Shapes are those that ``load`` returns."""
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Return a tensor in its stored dtype, mapped from its file where possible; never written into."""
+
+
+@dataclass
+class Checkpoint:
+    """A Hugging Face model folder with safetensors weights.
+
+    Args:
+        name: what errors call it.
+        folder: where it lies.
+        config: config.json.
+        tensors: by name, in file order.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Return a tensor in its stored dtype, mapped from the file, so that processes share the page cache."""
+        tensor: torch.Tensor = _open(self.tensors[name].file).get_tensor(name)
+        return tensor
+
+
+def _open(file: Path) -> Any:
+    """Keep one mapping of each file for each thread."""
+    from safetensors import safe_open
+
+    handles = _FILES.__dict__.setdefault("handles", {})
+    stat = file.stat()
+    key = (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if key not in handles:
+        handles[key] = safe_open(file, framework="pt", device="cpu")
+    return handles[key]
+
+
+def open_checkpoint(folder: Path, name: str) -> Checkpoint:
+    """Open a model folder, reading its config and file headers only.
+
+    Raises:
+        CheckpointError: when the folder is missing or holds no model, its weights are pickles, its index points outside of
+            it or to missing tensors, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"Model '{name}': there is no folder {folder}.")
+    config = _read_config(folder, name)
+    tensors: dict[str, TensorInfo] = {}
+    for file in _weight_files(folder, name):
+        for info in read_header(file):
+            if info.name in tensors:
+                raise CheckpointError(
+                    f"Model '{name}': tensor '{info.name}' is in {tensors[info.name].file.name} and in {file.name}."
+                )
+            tensors[info.name] = info
+    if not tensors:
+        raise CheckpointError(f"Model '{name}': {folder} holds no tensors.")
+    return Checkpoint(name, folder, config, tensors)
+
+
+def read_json(file: Path, name: str) -> dict[str, Any]:
+    """Read a JSON mapping of a model folder, or raise CheckpointError."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"Model '{name}': cannot read {file}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"Model '{name}': {file} is not valid JSON: {str(error)[:200]}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"Model '{name}': {file} must hold a mapping, not {type(data).__name__}.")
+    return data
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        remedy = "It is an adapter: name it under 'adapter'." if adapter else "Name a Hugging Face model folder."
+        raise CheckpointError(f"Model '{name}': {folder} has no config.json. {remedy}")
+    config = read_json(folder / "config.json", name)
+    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
+        raise CheckpointError(f"Model '{name}': {folder / 'config.json'} names no architecture.")
+    if "quantization_config" in config:
+        raise CheckpointError(
+            f"Model '{name}': {folder} is quantised. Merging needs plain weights: use the model before quantisation."
+        )
+    return config
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _indexed_files(folder, index, name)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return [_inside(folder, files[0].name, name)]
+    if files:
+        listed = ", ".join(file.name for file in files[:5])
+        raise CheckpointError(f"Model '{name}': {folder} has {len(files)} safetensors files ({listed}) and no index.")
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"Model '{name}': {folder} is an adapter. Name it under 'adapter'.")
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
+        raise CheckpointError(
+            f"Model '{name}': {folder} has only {pickles[0]}, a pickle, which can run code when it is read. Convert it where "
+            "you trust it: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
+        )
+    raise CheckpointError(f"Model '{name}': {folder} has no .safetensors file.")
+
+
+def _indexed_files(folder: Path, index: Path, name: str) -> list[Path]:
+    weight_map = read_json(index, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"Model '{name}': {index} has no weight_map from tensors to files.")
+    files = {file: _inside(folder, file, name) for file in dict.fromkeys(weight_map.values())}
+    held = {file: {info.name for info in read_header(path)} for file, path in files.items()}
+    for tensor, file in weight_map.items():
+        if tensor not in held[file]:
+            raise CheckpointError(f"Model '{name}': {index.name} says that {file} holds '{tensor}', but it does not.")
+    return list(files.values())
+
+
+def _inside(folder: Path, file: str, name: str) -> Path:
+    """Resolve a file that a model folder names, which must not lead out of it.
+
+    Links are followed, as hub caches are made of them, but only within the folder or its hub cache.
+    """
+    path = folder / file
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise CheckpointError(f"Model '{name}': '{file}' points outside of {folder}.")
+    if not path.is_file():
+        raise CheckpointError(f"Model '{name}': {path} is missing. Copy or download it again.")
+    real = path.resolve()
+    home = folder.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(cache)):
+        raise CheckpointError(f"Model '{name}': {path} is a link that leaves {folder}.")
+    return path

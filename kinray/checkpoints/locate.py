@@ -1,0 +1,40 @@
+"""Find a model: a folder on this machine, or a repository on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from kinray.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+
+
+def locate(model: str, name: str, revision: str | None = None) -> Path:
+    """Return the folder of a model, fetching it from the hub when it is a hub id and no such folder exists.
+
+    Only safetensors and text files are fetched, never pickles.
+
+    Raises:
+        CheckpointError: when there is no such folder, or the hub cannot give it.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"Model '{name}': {model} is a folder; a revision belongs to a hub id.")
+        return folder.resolve()
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(f"Model '{name}': there is no folder {model}. Check the path, or name a hub id (owner/model).")
+    return _fetch(model, name, revision)
+
+
+def _fetch(model: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(
+            f"Model '{name}': there is no folder {model}, and the hub did not give it: {reason}"
+        ) from error

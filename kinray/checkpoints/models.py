@@ -1,0 +1,187 @@
+"""The base and the founders of a search, opened together and checked to fit each other from their headers alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinray.checkpoints.adapters import open_model
+from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.header import TensorInfo
+from kinray.core.recipe import Founder
+from kinray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+"""Ends of the names of buffers that old checkpoints hold though they follow from the config."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and where it lies on this node; small, so that it travels to workers.
+
+    Args:
+        founder: digest and name.
+        folder: of the model.
+        adapter: of a LoRA adapter on top of it, if any.
+    """
+
+    founder: Founder
+    folder: Path
+    adapter: Path | None = None
+
+
+@dataclass
+class FittedModel:
+    """A model whose vocabulary is larger or smaller than the base's, seen with the base's number of rows: surplus rows are
+    left out, missing ones are the base's (their delta is zero)."""
+
+    model: WeightSource
+    base: WeightSource
+    rows: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.model.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        return self.model.config
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Its tensors, with the base's shapes."""
+        return {
+            name: replace(info, shape=self.base.tensors[name].shape) if name in self.rows else info
+            for name, info in self.model.tensors.items()
+        }
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Return a tensor with the base's shape."""
+        tensor = self.model.load(name)
+        if name not in self.rows:
+            return tensor
+        import torch
+
+        wanted = self.base.tensors[name].shape[0]
+        if wanted <= tensor.shape[0]:
+            return tensor[:wanted]
+        return torch.cat([tensor, self.base.load(name)[tensor.shape[0] :].to(tensor.dtype)])
+
+
+@dataclass
+class Models:
+    """A base and founders that fit each other.
+
+    Args:
+        specs: the base's first.
+        sources: their weights by digest.
+        names: the tensors that merging is about, in file order: all that hold weights, tied ones once.
+        notices: what a person should know of how they were made to fit.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    sources: dict[str, WeightSource]
+    names: tuple[str, ...]
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def base(self) -> WeightSource:
+        """The weights of the base."""
+        return self.sources[self.specs[0].founder.digest]
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The base's digest, then the founders'."""
+        return tuple(spec.founder.digest for spec in self.specs)
+
+    @property
+    def parameters(self) -> int:
+        """Weights in one model, tied ones counted once."""
+        return sum(self.base.tensors[name].numel for name in self.names)
+
+    def nbytes(self) -> int:
+        """Bytes of all models' weights."""
+        return sum(source.tensors[name].nbytes for source in self.sources.values() for name in self.names)
+
+
+def open_models(specs: Sequence[ModelSpec]) -> Models:
+    """Open the base and the founders and check that they fit.
+
+    Args:
+        specs: the base's first.
+
+    Raises:
+        CheckpointError: for a damaged folder, another architecture, a tensor that one model lacks, or a shape that
+            differs in more than the number of vocabulary rows; all before any data is read.
+    """
+    base = open_model(specs[0].folder, specs[0].adapter, specs[0].founder.name)
+    names = weight_names(base)
+    sources: dict[str, WeightSource] = {specs[0].founder.digest: base}
+    notices: list[str] = []
+    for spec in specs[1:]:
+        model = open_model(spec.folder, spec.adapter, spec.founder.name)
+        sources[spec.founder.digest] = fit(model, base, names, notices)
+    return Models(tuple(specs), sources, names, notices)
+
+
+def weight_names(base: WeightSource) -> tuple[str, ...]:
+    """List the tensors that hold weights: no integer buffers, no rotary caches, an output layer that is tied left out."""
+    tied = _setting(base, "tie_word_embeddings")
+    return tuple(
+        name
+        for name, info in base.tensors.items()
+        if info.floating
+        and not name.endswith(_CACHES)
+        and not (tied and name.endswith("lm_head.weight") and len(base.tensors) > 1)
+    )
+
+
+def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: list[str]) -> WeightSource:
+    """Check a founder against the base, tensor by tensor, and fit its vocabulary.
+
+    Raises:
+        CheckpointError: naming the first tensor that does not fit, and both shapes.
+    """
+    ours, theirs = base.config["architectures"][0], model.config["architectures"][0]
+    if ours != theirs:
+        raise CheckpointError(
+            f"Model '{model.name}' is a {theirs}, but the base '{base.name}' is a {ours}. All must share one architecture."
+        )
+    extra = [name for name in weight_names(model) if name not in base.tensors]
+    if extra:
+        raise CheckpointError(f"Model '{model.name}' has tensor '{extra[0]}', which the base '{base.name}' does not have.")
+    rows: dict[str, int] = {}
+    for name in names:
+        if name not in model.tensors:
+            raise CheckpointError(f"Model '{model.name}' has no tensor '{name}', which the base '{base.name}' has.")
+        got, expected = model.tensors[name].shape, base.tensors[name].shape
+        if got == expected:
+            continue
+        if got[1:] != expected[1:] or got[0] != _vocabulary(model) or expected[0] != _vocabulary(base):
+            raise CheckpointError(
+                f"Tensor '{name}' has shape {got} in '{model.name}' but {expected} in '{base.name}'. Founders must share one "
+                "architecture; remove one of them."
+            )
+        rows[name] = got[0]
+    if not rows:
+        return model
+    got, wanted = _vocabulary(model), _vocabulary(base)
+    what = f"the last {got - wanted} are left out" if got > wanted else f"the missing {wanted - got} are taken from the base"
+    notices.append(f"'{model.name}' has {got} vocabulary rows, the base has {wanted}: {what}.")
+    return FittedModel(model, base, rows)
+
+
+def _vocabulary(model: WeightSource) -> int:
+    size = _setting(model, "vocab_size")
+    return size if isinstance(size, int) else -1
+
+
+def _setting(model: WeightSource, key: str) -> Any:
+    """Read a setting of the language model, which models of several modalities keep under ``text_config``."""
+    text = model.config.get("text_config")
+    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
