@@ -1,0 +1,1 @@
+"""The numeric work of one process: the Gram pass over weights, and turning recipes into weights."""
