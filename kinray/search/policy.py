@@ -1,0 +1,291 @@
+"""Top-k Greedy Merging with model kinship (Hu et al., arXiv 2410.12613, Algorithm 1), its greedy and its random variant.
+
+    policy = TopK(founders, base, proposer, kinship, config, seed)
+    while (child := policy.ask()) is not None:      # None: wait for scores that are out, or finished
+        policy.tell(child.name, Outcome(score_of(child)))
+
+G0 are the founders, G1 a merge of every pair of them, S the k best of all. Each later generation merges every pair in S that
+was not merged before and, with kinship, the best of all with the model least akin to it.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from kinray.config import SearchConfig
+from kinray.core.methods import method_named
+from kinray.core.recipe import Founder, Merge, Recipe
+from kinray.errors import RunError
+from kinray.search.population import Child, Operator, Outcome, Population
+from kinray.search.proposals import Proposer
+
+ATTEMPTS = 16
+"""Proposals asked for before a mating is given up because all of its children exist already."""
+
+Kinship = Callable[[Recipe, Recipe], float]
+"""Kinship of two models in the search's metric; NaN where it is undefined."""
+
+
+@dataclass(frozen=True)
+class Mating:
+    """A pair to merge, the higher ranked first."""
+
+    first: Child
+    second: Child
+    operator: Operator
+    kinship: float
+
+
+class TopK:
+    """The search policy. It knows no weights, files, processes or clocks.
+
+    Contract: one thread; ``tell`` may come in any order and repeat itself. What is asked depends only on the arguments
+    and on the outcomes, never on the order in which they arrive: a generation is made when the one before it is complete,
+    and its hyperparameters are learnt from earlier generations in the order of child numbers. ``load_state_dict`` on a
+    fresh policy with the same arguments gives back one that goes on as the first would have; children that were out
+    are asked again.
+
+    Args:
+        founders: at least two.
+        base: what deltas are taken against.
+        proposer: gives each child its method and hyperparameters.
+        kinship: of any two models of the search.
+        config: ``search`` of the configuration.
+        seed: for the random policy.
+    """
+
+    def __init__(
+        self,
+        founders: Sequence[Founder],
+        base: Founder,
+        proposer: Proposer,
+        kinship: Kinship,
+        config: SearchConfig,
+        seed: int = 0,
+    ) -> None:
+        self._base, self._proposer, self._kinship, self._config, self._seed = base, proposer, kinship, config, seed
+        self.population = Population()
+        self.generation = 0
+        self.finished: str | None = None
+        self._top: list[str] = []
+        self._mated: set[frozenset[str]] = set()
+        for number, founder in enumerate(founders):
+            self.population.add(Child(number, founder.name, 0, "founder", founder))
+        self._founders = len(founders)
+        self._queue = list(self.population.children)
+
+    def ask(self) -> Child | None:
+        """Return the next child to score; None when scores must be awaited, or when ``finished`` says why it ended."""
+        while not self._queue and self.finished is None and not self.population.out:
+            self._next_generation()
+        return self._queue.pop(0) if self._queue else None
+
+    def tell(self, name: str, outcome: Outcome) -> None:
+        """Take in the outcome of a child that was asked."""
+        self.population.tell(name, outcome)
+
+    def stop(self, reason: str) -> None:
+        """Ask for nothing more, for a budget that the policy cannot see."""
+        self._queue.clear()
+        self.finished = self.finished or reason
+
+    def top(self) -> list[Child]:
+        """Return S, the k best scored models so far, best first."""
+        return self.population.ranked()[: self._config.k]
+
+    def made(self) -> int:
+        """Count the children made so far, founders apart."""
+        return len(self.population.children) - self._founders
+
+    # -- one generation to the next
+
+    def _next_generation(self) -> None:
+        self._learn()
+        before, self._top = self._top, [child.name for child in self.top()]
+        if self.generation == 0 and len(self._top) < 2:
+            failures = [self.population.outcome(child.name) for child in self.population.children]
+            causes = sorted({outcome.error for outcome in failures if outcome and outcome.error})
+            raise RunError(f"Fewer than two founders could be scored, so there is nothing to merge: {'; '.join(causes)}.")
+        self.finished = self._reason_to_stop(before)
+        if self.finished is None:
+            self.generation += 1
+            self._queue = self._children_of(self._matings())
+            if not self._queue:
+                self.finished = "no new pair is left to merge"
+
+    def _learn(self) -> None:
+        for child in self._children_in(self.generation):
+            if isinstance(child.recipe, Merge):
+                self._proposer.learn(child.recipe, self.population.gain(child))
+
+    def _reason_to_stop(self, before: list[str]) -> str | None:
+        config = self._config
+        if self.generation >= 2 and set(before) == set(self._top):
+            return f"the top {len(self._top)} did not change in generation {self.generation}"
+        if config.max_generations is not None and self.generation >= config.max_generations:
+            return f"the budget of {config.max_generations} generations is spent"
+        if config.max_children is not None and self.made() >= config.max_children:
+            return f"the budget of {config.max_children} children is spent"
+        if config.stop_kinship is not None and self.generation >= 1:
+            pairs = [self._between(a, b) for a, b in combinations(self.top(), 2)]
+            mean = sum(pairs) / len(pairs) if pairs else float("nan")
+            if mean > config.stop_kinship:
+                return f"the mean kinship within the top {len(self._top)} is {mean:.3f}, above {config.stop_kinship:g}"
+        return None
+
+    def _children_in(self, generation: int) -> list[Child]:
+        return [child for child in self.population.children if child.generation == generation]
+
+    # -- matings
+
+    def _matings(self) -> list[Mating]:
+        pool = self.population.ranked(self._children_in(0)) if self.generation == 1 else self.top()
+        pairs = list(combinations(pool, 2))
+        if self._config.policy == "random" and self.generation > 1:
+            pairs = self._random_pairs(len(pairs))
+        matings = [self._mate(a, b, "merge") for a, b in pairs if _pair(a, b) not in self._mated]
+        if self._config.policy == "kinship" and self.generation > 1:
+            matings += self._exploration(taken={_pair(mating.first, mating.second) for mating in matings})
+        return matings
+
+    def _random_pairs(self, count: int) -> list[tuple[Child, Child]]:
+        fresh = [pair for pair in combinations(self.population.ranked(), 2) if _pair(*pair) not in self._mated]
+        return random.Random(f"{self._seed}/{self.generation}").sample(fresh, min(count, len(fresh)))
+
+    def _exploration(self, taken: set[frozenset[str]]) -> list[Mating]:
+        """Mate the best with the model of lowest kinship to it that it was not mated with yet."""
+        best, *_ = self.population.ranked()
+        candidates = [
+            (self._between(best, mate), mate)
+            for mate in self._mate_pool()
+            if mate is not best and _pair(best, mate) not in self._mated | taken
+        ]
+        defined = [(kinship, mate) for kinship, mate in candidates if kinship == kinship]  # noqa: PLR0124 (NaN test)
+        if not defined:
+            return []
+        sign = -1 if self._config.kinship == "ed" else 1
+        _, mate = min(defined, key=lambda pair: (sign * pair[0], pair[1].number))
+        return [self._mate(best, mate, "exploration")]
+
+    def _mate_pool(self) -> list[Child]:
+        match self._config.mate_pool:
+            case "population":
+                return self.population.ranked()
+            case "top-k":
+                return self.top()
+            case "generation":
+                return self.population.ranked(self._children_in(self.generation - 1))
+
+    def _mate(self, first: Child, second: Child, operator: Operator) -> Mating:
+        return Mating(first, second, operator, self._between(first, second))
+
+    def _between(self, a: Child, b: Child) -> float:
+        return self._kinship(a.recipe, b.recipe)
+
+    # -- children
+
+    def _children_of(self, matings: Sequence[Mating]) -> list[Child]:
+        made: list[Child] = []
+        budget = self._config.max_children
+        counts: dict[Operator, int] = {"merge": 0, "exploration": 0}
+        for mating in matings:
+            for _ in range(self._config.children_per_mating):
+                if budget is not None and self.made() >= budget:
+                    return made
+                if (recipe := self._new_recipe(mating)) is None:
+                    break
+                self._mated.add(_pair(mating.first, mating.second))
+                counts[mating.operator] += 1
+                child = Child(
+                    number=len(self.population.children),
+                    name=self._name(mating.operator, counts[mating.operator]),
+                    generation=self.generation,
+                    operator=mating.operator,
+                    recipe=recipe,
+                    parents=(mating.first.name, mating.second.name),
+                    kinship=mating.kinship,
+                )
+                self.population.add(child)
+                made.append(child)
+        return made
+
+    def _name(self, operator: Operator, count: int) -> str:
+        if operator == "merge":
+            return f"g{self.generation}-{count}"
+        return f"g{self.generation}-x" + (str(count) if self._config.children_per_mating > 1 else "")
+
+    def _new_recipe(self, mating: Mating) -> Recipe | None:
+        """Ask for hyperparameters until they give a model that does not exist yet."""
+        for attempt in range(ATTEMPTS):
+            method, params = self._proposer.propose(len(self.population.children), attempt)
+            base = self._base if method_named(method).uses_base else None
+            recipe = Merge(method, (mating.first.recipe, mating.second.recipe), params, base)
+            if not self.population.has(recipe):
+                return recipe
+        return None
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that ``load_state_dict`` needs, as JSON."""
+        return {
+            "generation": self.generation,
+            "finished": self.finished,
+            "top": self._top,
+            "children": [_child_state(child) for child in self.population.children if child.generation > 0],
+            "outcomes": {
+                child.name: [outcome.score, outcome.error]
+                for child in self.population.children
+                if (outcome := self.population.outcome(child.name))
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the place of the policy that wrote ``state``; only on a fresh policy with the same arguments."""
+        assert self.generation == 0 and not self._top
+        recipes: dict[str, Recipe] = {child.recipe.digest: child.recipe for child in self.population.children}
+        for entry in state["children"]:
+            child = _read_child(entry, recipes, self._base)
+            recipes[child.recipe.digest] = child.recipe
+            self.population.add(child)
+            self._mated.add(frozenset(child.parents))
+        for name, (score, error) in state["outcomes"].items():
+            self.population.tell(name, Outcome(score, error))
+        for generation in range(state["generation"]):
+            self.generation = generation
+            self._learn()
+        self.generation, self.finished, self._top = state["generation"], state["finished"], list(state["top"])
+        self._queue = [child for child in self.population.children if not self.population.outcome(child.name)]
+
+
+def _pair(a: Child, b: Child) -> frozenset[str]:
+    return frozenset((a.name, b.name))
+
+
+def _child_state(child: Child) -> dict[str, Any]:
+    assert isinstance(child.recipe, Merge)
+    return {
+        "number": child.number,
+        "name": child.name,
+        "generation": child.generation,
+        "operator": child.operator,
+        "parents": list(child.parents),
+        "kinship": child.kinship,
+        "method": child.recipe.method,
+        "params": {name: list(v) if isinstance(v, tuple) else v for name, v in child.recipe.params.items()},
+        "from": [parent.digest for parent in child.recipe.parents],
+        "digest": child.recipe.digest,
+    }
+
+
+def _read_child(entry: dict[str, Any], recipes: dict[str, Recipe], base: Founder) -> Child:
+    uses_base = method_named(entry["method"]).uses_base
+    parents = tuple(recipes[digest] for digest in entry["from"])
+    recipe = Merge(entry["method"], parents, entry["params"], base if uses_base else None)
+    if recipe.digest != entry["digest"]:
+        raise RunError(f"The saved state of child {entry['name']} is damaged: its recipe does not have its digest.")
+    return Child(
+        entry["number"], entry["name"], entry["generation"], entry["operator"], recipe, tuple(entry["parents"]), entry["kinship"]
+    )
