@@ -1,0 +1,207 @@
+"""A run is a folder. Everything a person is shown, and everything a resumed run needs, is in it.
+
+    config.yaml              resolved configuration, versions, digests of the founders
+    children/*.parquet       one row for each founder and child, one file for each generation
+    samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
+    kinship/*.parquet        the kinship values that each generation was mated by
+    state.json               the search policy as it stood when its last generation was made
+    best/                    the exported best model
+"""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from kinray.config import Config, parse_config
+from kinray.config.loading import read_yaml
+from kinray.core.scores import Failed, Result, Scored
+from kinray.errors import RunError
+from kinray.files import write_atomically
+from kinray.records.tables import (
+    KINSHIP,
+    child_row,
+    children_schema,
+    read_samples,
+    read_table,
+    write_samples,
+    write_table,
+)
+from kinray.search.population import Child
+
+FORMAT = 1
+"""Version of this layout; a run of another one is refused."""
+
+_PACKAGES = ("kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors")
+
+
+class RunFolder:
+    """The records of one run; one process at a time has it open.
+
+    Contract: rows and samples are on the disk when ``record`` returns; a row implies its samples. Rows of a generation
+    stand in the order of child numbers, whatever order they came in.
+
+    Args:
+        path: the folder, which ``create`` or ``resume`` has opened.
+        config: of the run.
+    """
+
+    def __init__(self, path: Path, config: Config, lock: IO[str]) -> None:
+        self.path, self.config, self._lock = path, config, lock
+        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        self._schema = children_schema([task.name for task in config.tasks])
+        for file in sorted((path / "children").glob("*.parquet")):
+            for row in read_table(file):
+                self._rows.setdefault(row["generation"], {})[row["number"]] = row
+        self._status = {row["digest"]: row for rows in self._rows.values() for row in rows.values()}
+
+    @classmethod
+    def create(cls, config: Config, digests: Mapping[str, str]) -> "RunFolder":
+        """Start a run in a new or empty folder.
+
+        Raises:
+            RunError: when the folder holds something already, or cannot be written.
+        """
+        path = Path(config.output)
+        check_vacant(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+            write_atomically(path / "config.yaml", _config_text(config, digests).encode())
+        except OSError as error:
+            raise RunError(f"Cannot write the run folder {path}: {error.strerror}. Choose another with --output.") from error
+        return cls(path, config, lock)
+
+    @classmethod
+    def resume(cls, path: Path) -> "RunFolder":
+        """Open the folder of a run that was begun.
+
+        Raises:
+            RunError: when it holds no run, one of another format, or one that another process has open.
+        """
+        config, _ = read_run_config(path)
+        return cls(path, config, _lock(path))
+
+    def close(self) -> None:
+        """Let other processes open the folder."""
+        self._lock.close()
+
+    # -- results
+
+    def record(self, child: Child, result: Result, gain: float | None) -> None:
+        """Keep what became of a child."""
+        if isinstance(result, Scored):
+            self.keep(child.name, result)
+        row = {name: None for name in self._schema.names} | child_row(child, result, gain)
+        rows = self._rows.setdefault(child.generation, {})
+        rows[child.number] = row
+        self._status[child.recipe.digest] = row
+        path = self.path / "children" / f"generation-{child.generation:04d}.parquet"
+        write_table(path, [rows[number] for number in sorted(rows)], self._schema)
+
+    def known(self, child: Child) -> Result | None:
+        """Return what became of a child, None if it has no row yet."""
+        row = self._status.get(child.recipe.digest)
+        if row is None:
+            return None
+        return Failed(row["error"]) if row["status"] == "failed" else self.kept(child.name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all rows of the children table in the order of child numbers."""
+        return [rows[number] for _, rows in sorted(self._rows.items()) for number in sorted(rows)]
+
+    def keep(self, name: str, result: Scored, split: str = "search") -> None:
+        """Keep the per-item scores of a model on a split."""
+        write_samples(self._samples(name, split), name, result)
+
+    def kept(self, name: str, split: str = "search") -> Scored | None:
+        """Return the scores of a model on a split, None if there are none."""
+        path = self._samples(name, split)
+        return read_samples(path) if path.is_file() else None
+
+    def _samples(self, name: str, split: str) -> Path:
+        return self.path / "samples" / (f"{name}.parquet" if split == "search" else f"{name}.{split}.parquet")
+
+    def record_kinship(self, generation: int, values: Sequence[tuple[str, str, str, float]]) -> None:
+        """Keep kinship values (a, b, metric, value) that a generation was mated by."""
+        rows = [dict(zip(KINSHIP.names, value, strict=True)) for value in values]
+        write_table(self.path / "kinship" / f"generation-{generation:04d}.parquet", rows, KINSHIP)
+
+    # -- state of the policy
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Keep the policy's state."""
+        write_atomically(self.path / "state.json", json.dumps(state).encode())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Return the policy's state; None when there is none or it is damaged, for then the search is replayed from its
+        records."""
+        try:
+            state = json.loads((self.path / "state.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) else None
+
+
+def check_vacant(path: Path) -> None:
+    """Raise RunError unless a run may be started in ``path``: it is missing or empty, and can be written."""
+    if (path / "config.yaml").exists():
+        raise RunError(f"{path} already holds a run. Continue it with --resume {path}, or choose another with --output.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists and is not an empty folder. Choose another with --output.")
+    place = path
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"Cannot write the run folder {path}: no permission in {place}. Choose another with --output.")
+
+
+def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
+    """Read a run's configuration and the digests of its base and founders by name.
+
+    Raises:
+        RunError: when the folder holds no run, or one of another format.
+    """
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise RunError(f"{path} holds no run (there is no {file.name} in it). Name the folder that --output named.")
+    data = read_yaml(file.read_text(), str(file))
+    about = data.pop("run", None) if isinstance(data, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise RunError(f"{path} is a run of format {found}, this version of kinray reads format {FORMAT}.")
+    return parse_config(data, str(file)).model_copy(update={"output": str(path)}), dict(about["digests"])
+
+
+def _lock(path: Path) -> IO[str]:
+    """Claim the folder for this process; the claim ends with the process, however that ends."""
+    stream = (path / ".lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise RunError(f"Another process is running in {path}. Wait for it, or choose another folder.") from error
+    return stream
+
+
+def _config_text(config: Config, digests: Mapping[str, str]) -> str:
+    about = {
+        "format": FORMAT,
+        "digests": dict(digests),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+    plain = config.model_dump(mode="json")
+    return yaml.safe_dump(plain | {"run": about}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

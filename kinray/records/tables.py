@@ -1,0 +1,122 @@
+"""The Parquet tables of a run, their schemas, and how results become rows and come back."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kinray.core.recipe import Merge, canonical_json, to_nodes
+from kinray.core.scores import Failed, Result, Scored, TaskScore
+from kinray.errors import RunError
+from kinray.files import replacing
+from kinray.search.population import Child
+
+SAMPLES = pa.schema([("child", pa.string()), ("task", pa.string()), ("item", pa.string()), ("score", pa.float64())])
+KINSHIP = pa.schema([("a", pa.string()), ("b", pa.string()), ("metric", pa.string()), ("value", pa.float64())])
+_FIXED = [
+    ("name", pa.string()),
+    ("number", pa.int64()),
+    ("generation", pa.int64()),
+    ("operator", pa.string()),
+    ("parents", pa.list_(pa.string())),
+    ("method", pa.string()),
+    ("params", pa.string()),
+    ("digest", pa.string()),
+    ("recipe", pa.string()),
+    ("kinship", pa.float64()),
+    ("score", pa.float64()),
+    ("score_stderr", pa.float64()),
+    ("gain", pa.float64()),
+    ("status", pa.string()),
+    ("error", pa.string()),
+]
+TIMES = ("seconds", "seconds_merge", "seconds_copy", "seconds_evaluate", "seconds_wait", "device", "node")
+"""Columns that differ from one run of the same search to another."""
+_META = b"kinray"
+
+
+def children_schema(tasks: Sequence[str]) -> pa.Schema:
+    """Return the schema of the children table: fixed columns, then ``score/TASK`` and ``stderr/TASK``, then times."""
+    scores = [(f"{what}/{task}", pa.float64()) for task in tasks for what in ("score", "stderr")]
+    times = [(name, pa.string() if name in ("device", "node") else pa.float64()) for name in TIMES]
+    return pa.schema([*_FIXED, *scores, *times])
+
+
+def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any]:
+    """Describe one child and what became of it as a row of the children table."""
+    recipe = child.recipe
+    row: dict[str, Any] = {
+        "name": child.name,
+        "number": child.number,
+        "generation": child.generation,
+        "operator": child.operator,
+        "parents": list(child.parents),
+        "method": recipe.method if isinstance(recipe, Merge) else None,
+        "params": canonical_json(dict(recipe.params)) if isinstance(recipe, Merge) else None,
+        "digest": recipe.digest,
+        "recipe": canonical_json(to_nodes(recipe)),
+        "kinship": child.kinship,
+        "gain": gain,
+    }
+    if isinstance(result, Failed):
+        return row | {"status": "failed", "error": result.error}
+    row |= {"status": "scored", "score": result.score, "score_stderr": result.stderr}
+    for name, task in result.tasks.items():
+        row |= {f"score/{name}": task.score, f"stderr/{name}": task.stderr}
+    row |= {f"seconds_{part}": result.seconds.get(part) for part in ("merge", "copy", "evaluate", "wait")}
+    return row | {"seconds": sum(result.seconds.values()), **result.where}
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file, whole or not at all."""
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of one Parquet file, or raise RunError when it is damaged."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0][:200]}.") from error
+    return rows
+
+
+def write_samples(path: Path, name: str, result: Scored) -> None:
+    """Write a model's per-item scores; the file alone gives the whole result back."""
+    rows = [
+        {"child": name, "task": task, "item": item, "score": value}
+        for task, scored in result.tasks.items()
+        for item, value in zip(scored.items, scored.values, strict=True)
+    ]
+    summary = {
+        "tasks": {
+            name: {"score": task.score, "stderr": task.stderr, "weight": task.weight, "paired": task.paired}
+            for name, task in result.tasks.items()
+        },
+        "seconds": dict(result.seconds),
+        "where": dict(result.where),
+    }
+    write_table(path, rows, SAMPLES.with_metadata({_META: json.dumps(summary).encode()}))
+
+
+def read_samples(path: Path) -> Scored:
+    """Read back what ``write_samples`` wrote, or raise RunError when it is damaged."""
+    try:
+        table = pq.read_table(path)
+        summary = json.loads(table.schema.metadata[_META])
+        items: dict[str, list[str]] = {}
+        values: dict[str, list[float]] = {}
+        for task, item, score in zip(*(table[column].to_pylist() for column in ("task", "item", "score")), strict=True):
+            items.setdefault(task, []).append(item)
+            values.setdefault(task, []).append(score)
+        tasks = {
+            name: TaskScore(items=tuple(items[name]), values=tuple(values[name]), **own)
+            for name, own in summary["tasks"].items()
+        }
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is not a readable record of scores: {str(error).splitlines()[0][:200]}.") from error
+    return Scored(tasks, summary["seconds"], summary["where"])
