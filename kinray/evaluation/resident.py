@@ -1,0 +1,90 @@
+"""One model that stays in memory while children's weights are copied into it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from kinray.checkpoints.models import Models
+from kinray.config import EvaluationConfig
+from kinray.errors import CheckpointError, RunError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class ResidentModel:
+    """A transformers model whose weights are replaced in place.
+
+    Args:
+        folder: of the base: config, tokenizer and, where allowed, code.
+        models: the base and founders, whose tensor names the model must have.
+        dtype: of the weights.
+        device: where it lives.
+        config: evaluation settings.
+
+    Raises:
+        CheckpointError: when the model class and the checkpoint do not have the same tensors.
+    """
+
+    def __init__(self, folder: Path, models: Models, dtype: str, device: str, config: EvaluationConfig) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers.initialization import no_init_weights
+
+        trust = config.trust_remote_code
+        self.dtype = DTYPES[dtype]
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(model_config, dtype=self.dtype, trust_remote_code=trust)
+        model.tie_weights()
+        self.model: Any = model.eval().requires_grad_(False).to(device)
+        self._places = _places(self.model, models)
+
+    @torch.inference_mode()
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, float]:
+        """Replace all weights.
+
+        Args:
+            tensors: name and contents of every tensor, each once.
+
+        Returns:
+            seconds spent in making the tensors (``merge``) and in copying them (``copy``).
+
+        Raises:
+            RunError: when a weight is NaN or infinite in the model's dtype.
+        """
+        seconds = {"merge": 0.0, "copy": 0.0}
+        missing = set(self._places)
+        started = perf_counter()
+        for name, tensor in tensors:
+            made = perf_counter()
+            if not torch.isfinite(tensor).all():
+                raise RunError(f"tensor '{name}' of the child holds NaN or infinity in {str(self.dtype).removeprefix('torch.')}")
+            assert name in missing, f"tensor {name} was written twice"
+            missing.remove(name)
+            self._places[name].copy_(tensor)
+            seconds["merge"] += made - started
+            started = perf_counter()
+            seconds["copy"] += started - made
+        assert not missing, f"tensors not written: {sorted(missing)[:3]}"
+        return seconds
+
+
+def _places(model: Any, models: Models) -> dict[str, torch.Tensor]:
+    """Find the parameter or buffer that each tensor of the checkpoints goes to, and check that none is left over."""
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    for name in models.names:
+        if name not in state or tuple(state[name].shape) != models.base.tensors[name].shape:
+            got = tuple(state[name].shape) if name in state else "no such tensor"
+            raise CheckpointError(
+                f"Tensor '{name}' of '{models.base.name}' has shape {models.base.tensors[name].shape}, but transformers' "
+                f"{type(model).__name__} has {got}. Save the model with this version of transformers first."
+            )
+    places = {name: state[name].data for name in models.names}
+    filled = {tensor.data_ptr() for tensor in places.values()}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.nn.Parameter) and tensor.data_ptr() not in filled:
+            raise CheckpointError(f"'{models.base.name}' has no tensor '{name}', which {type(model).__name__} needs.")
+    return places

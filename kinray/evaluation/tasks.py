@@ -1,0 +1,231 @@
+"""lm-eval tasks, loaded once: which items the search sees and which are held out, and what score their answers give."""
+
+import logging
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kinray.config import EvaluationConfig, TaskSpec
+from kinray.core.scores import TaskScore, standard_error
+from kinray.errors import TaskError, did_you_mean
+
+Split = Literal["search", "holdout"]
+
+_UNBOUNDED = ("perplexity", "bits_per_byte", "likelihood", "ppl", "bleu", "chrf", "ter", "rouge", "brier", "mse", "mae")
+"""Parts of the names of metrics that do not lie between 0 and 1."""
+
+_GROUPS = 20
+"""Parts of the delete-a-group jackknife, for metrics that are no mean over items."""
+
+
+@dataclass
+class Leaf:
+    """One lm-eval task with its metric and its items split.
+
+    Args:
+        name: of the task.
+        task: lm-eval's object.
+        metric: name of the metric.
+        filter: name of the filter whose answers count; None for the first.
+        aggregate: from the items' values to the score.
+        is_mean: whether that is their mean.
+        items: document numbers of each split, ascending.
+    """
+
+    name: str
+    task: Any
+    metric: str
+    filter: str | None
+    aggregate: Callable[[Sequence[Any]], float]
+    is_mean: bool
+    items: dict[Split, list[int]]
+
+    def values(self, instances: Sequence[Any]) -> list[Any]:
+        """Let lm-eval judge answered instances and return the metric of each item, in the order of the items."""
+        self.task._instances = list(instances)
+        self.task.apply_filters()
+        by_doc: dict[int, list[Any]] = defaultdict(list)
+        for instance in instances:
+            by_doc[instance.doc_id].append(instance)
+        chosen = self.filter or next(iter(instances[0].filtered_resps))
+        if chosen not in instances[0].filtered_resps:
+            raise TaskError(f"Task '{self.name}' has no filter '{chosen}'.{did_you_mean(chosen, instances[0].filtered_resps)}")
+        values = []
+        for doc_id in sorted(by_doc):
+            group = sorted(by_doc[doc_id], key=lambda instance: instance.idx)
+            metrics = self.task.process_results(group[0].doc, [one.filtered_resps[chosen] for one in group])
+            if self.metric not in metrics:
+                raise TaskError(f"Task '{self.name}' gives no metric '{self.metric}'.{did_you_mean(self.metric, metrics)}")
+            values.append(metrics[self.metric])
+        return values
+
+
+@dataclass
+class LoadedTask:
+    """One entry of ``tasks``: a task, or the tasks of a group or tag.
+
+    Args:
+        spec: its configuration.
+        leaves: the lm-eval tasks that it names.
+    """
+
+    spec: TaskSpec
+    leaves: list[Leaf] = field(default_factory=list)
+
+    def count(self, split: Split) -> int:
+        """Count the items of a split."""
+        return sum(len(leaf.items[split]) for leaf in self.leaves)
+
+    def judge(self, split: Split, values: Sequence[Sequence[Any]]) -> TaskScore:
+        """Turn the items' values of each leaf into one score; leaves count by their items, as in lm-eval's groups.
+
+        Raises:
+            TaskError: when the score lies outside of 0..1 and no scale was given.
+        """
+        total = self.count(split)
+        shares = [len(leaf.items[split]) / total for leaf in self.leaves]
+        pairs = [_score(leaf, own) for leaf, own in zip(self.leaves, values, strict=True)]
+        score = math.fsum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
+        error = math.sqrt(math.fsum((share * pair[1]) ** 2 for share, pair in zip(shares, pairs, strict=True)))
+        paired = all(leaf.is_mean for leaf in self.leaves)
+        flat = [_number(value) for own in values for value in own]
+        if paired and len(self.leaves) > 1:
+            error = standard_error(flat)
+        if self.spec.scale is not None:
+            worst, best = self.spec.scale
+            clipped = min(1.0, max(0.0, (score - worst) / (best - worst)))
+            error /= abs(best - worst)
+            flat = [(value - worst) / (best - worst) for value in flat]
+            paired = paired and clipped == (score - worst) / (best - worst)
+            score = clipped
+        elif not -1e-9 <= score <= 1 + 1e-9 and not math.isnan(score):
+            raise TaskError(
+                f"Task '{self.spec.name}' scored {score:g}, which is not between 0 and 1. Give it a scale: [worst, best]."
+            )
+        labels = tuple(
+            f"{leaf.name}:{item}" if len(self.leaves) > 1 else str(item) for leaf in self.leaves for item in leaf.items[split]
+        )
+        return TaskScore(score, error, labels, tuple(flat), self.spec.weight, paired)
+
+
+@dataclass
+class TaskSet:
+    """All tasks of a search."""
+
+    tasks: list[LoadedTask]
+
+    @cached_property
+    def leaves(self) -> list[Leaf]:
+        """The lm-eval tasks of all entries."""
+        return [leaf for task in self.tasks for leaf in task.leaves]
+
+    def count(self, split: Split) -> int:
+        """Count the items of a split over all tasks."""
+        return sum(task.count(split) for task in self.tasks)
+
+
+def load_tasks(
+    specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int
+) -> TaskSet:
+    """Load tasks and their data, check their metrics and split their items.
+
+    Raises:
+        TaskError: for an unknown task or metric, a metric that needs a scale, data that cannot be read, or too few items.
+    """
+    for path in paths:
+        if not Path(path).is_dir():
+            raise TaskError(f"task_paths: there is no folder {path}.")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = _manager([spec.name for spec in specs], paths)
+    tasks = [LoadedTask(spec, _leaves(spec, manager, config, seed)) for spec in specs]
+    names = [leaf.name for task in tasks for leaf in task.leaves]
+    for name in names:
+        if names.count(name) > 1:
+            raise TaskError(f"Task '{name}' is named by two entries of tasks. Name each task once.")
+    return TaskSet(tasks)
+
+
+def _manager(names: Sequence[str], paths: Sequence[str]) -> Any:
+    """Index the given folders, and lm-eval's own 10 000 files only when a task is not found there."""
+    from lm_eval.tasks import TaskManager
+
+    include = [str(Path(path).resolve()) for path in paths]
+    if include:
+        manager = TaskManager(include_path=include, include_defaults=False)
+        if set(names) <= set(manager.all_tasks):
+            return manager
+    manager = TaskManager(include_path=include or None)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise TaskError(f"There is no lm-eval task '{name}'.{did_you_mean(name, manager.all_tasks)}")
+    return manager
+
+
+def _leaves(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -> list[Leaf]:
+    try:
+        loaded: dict[str, Any] = manager.load([spec.name])["tasks"]
+    except Exception as error:  # whatever a task's files or data raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TaskError(f"Task '{spec.name}' cannot be loaded: {type(error).__name__}: {reason[0][:300]}") from error
+    return [_leaf(name, task, spec, config, seed) for name, task in loaded.items()]
+
+
+def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: int) -> Leaf:
+    if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+        raise TaskError(f"Task '{name}' runs code that models write. Consent with evaluation.confirm_run_unsafe_code: true.")
+    if spec.num_fewshot is not None:
+        task.set_config("num_fewshot", spec.num_fewshot)
+    wanted, _, chosen = (spec.metric or "").partition(",")
+    better = task.higher_is_better()
+    if wanted and wanted not in better:
+        raise TaskError(f"Task '{name}' has no metric '{wanted}'.{did_you_mean(wanted, better)}")
+    metric = wanted or next(iter(better))
+    if spec.scale is None and (not better[metric] or any(part in metric.lower() for part in _UNBOUNDED)):
+        raise TaskError(f"Metric '{metric}' of task '{name}' is not between 0 and 1. Give the task a scale: [worst, best].")
+    aggregate = task.aggregation().get(metric)
+    from lm_eval.api.metrics import mean
+
+    items = _split(name, len(task.eval_docs), spec.limit, config.holdout, seed)
+    return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items)
+
+
+def _split(name: str, count: int, limit: int | None, holdout: float, seed: int) -> dict[Split, list[int]]:
+    """Draw the items of both splits: held out first, so that changing ``limit`` never moves an item between them."""
+    order = list(range(count))
+    random.Random(f"{seed}/{name}/items").shuffle(order)
+    held = round(count * holdout)
+    search, rest = order[held:], order[:held]
+    if limit is not None:
+        search, rest = search[:limit], rest[: math.ceil(limit * holdout / (1 - holdout))]
+    if len(search) < 2 or (holdout and len(rest) < 2):
+        raise TaskError(f"Task '{name}' has {count} items: too few to search on {1 - holdout:.0%} and hold out {holdout:.0%}.")
+    return {"search": sorted(search), "holdout": sorted(rest)}
+
+
+def _score(leaf: Leaf, values: Sequence[Any]) -> tuple[float, float]:
+    """Return score and standard error of one task; by the jackknife where the metric is no mean over items."""
+    score = float(leaf.aggregate(values))
+    if leaf.is_mean:
+        return score, standard_error([_number(value) for value in values])
+    groups = min(_GROUPS, len(values))
+    parts = [
+        float(leaf.aggregate([value for place, value in enumerate(values) if place % groups != group]))
+        for group in range(groups)
+    ]
+    middle = math.fsum(parts) / groups
+    return score, math.sqrt((groups - 1) / groups * math.fsum((part - middle) ** 2 for part in parts))
+
+
+def _number(value: Any) -> float:
+    """Reduce an item's value to one number for the record; metrics of several numbers keep their first."""
+    while isinstance(value, tuple | list) and value:
+        value = value[0]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
