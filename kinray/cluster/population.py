@@ -1,0 +1,94 @@
+"""Run the population of a search under Ray Tune."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune
+
+from kinray.cluster.searcher import PolicySearcher
+from kinray.cluster.trial import ChildTrial
+from kinray.config import ClusterConfig
+from kinray.core.statistics import Statistics
+from kinray.errors import RunError
+
+_TRIAL_CPU = 0.01
+"""A trial only waits for its evaluator, but Tune refuses one that asks for nothing."""
+
+
+def run_population(
+    searcher: PolicySearcher,
+    statistics: Statistics,
+    storage: str,
+    slots: int,
+    cluster: ClusterConfig,
+    on_interrupt: Callable[[], None],
+) -> None:
+    """Let Tune score children until the policy has finished, or the user interrupts.
+
+    Args:
+        searcher: gives children and takes results.
+        statistics: of the founders.
+        storage: folder for what Tune writes.
+        slots: children scored at once.
+        cluster: how often a trial is tried again.
+        on_interrupt: called at the first Ctrl-C, which lets children in flight finish; a second one stops at once.
+
+    Raises:
+        KinrayError: what ended the search.
+        RunError: when Tune failed.
+    """
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainable = tune.with_resources(
+        tune.with_parameters(ChildTrial, statistics=statistics), tune.PlacementGroupFactory([{"CPU": _TRIAL_CPU}])
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=cluster.retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    with _interruptible(searcher, on_interrupt):
+        try:
+            tuner.fit()
+        except Exception as error:
+            if searcher.error is None:
+                raise RunError(f"Ray Tune stopped: {str(error).strip().splitlines()[-1][:300]}") from error
+    if searcher.error is not None:
+        raise searcher.error
+
+
+def _name(trial: Any) -> str:
+    name: str = trial.config["child"]
+    return name
+
+
+@contextmanager
+def _interruptible(searcher: PolicySearcher, on_interrupt: Callable[[], None]) -> Iterator[None]:
+    def handle(number: int, frame: Any) -> None:
+        if searcher.interrupted:
+            raise KeyboardInterrupt
+        searcher.interrupted = True
+        on_interrupt()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""Between Ray Tune and the search policy: trials become children, results become records."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from kinray.cluster.evaluator import Evaluators
+from kinray.cluster.kinship import SearchKinship
+from kinray.core.recipe import to_nodes
+from kinray.core.scores import Failed, Result, Scored
+from kinray.records.run import RunFolder
+from kinray.search.policy import TopK
+from kinray.search.population import Child, Outcome
+
+
+class Watcher(Protocol):
+    """Who is told how a search goes; the seam between the cluster and the terminal."""
+
+    def generation(self, policy: TopK) -> None:
+        """A generation was made."""
+
+    def started(self, child: Child, evaluator: int) -> None:
+        """A child is being scored."""
+
+    def finished(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> None:
+        """A child has its result, now or from the records of an earlier session."""
+
+
+class PolicySearcher(Searcher):
+    """Asks the policy for children and tells it their results.
+
+    A child that the run folder already has a row for makes no trial: its result is told at once. So a resumed run is a new
+    Tune experiment that takes up where the records end; no state of Tune's is read back, and none is unpickled.
+
+    Contract: Tune calls all methods in one thread. An error in them ends the search: it is kept in ``error``, since Tune
+    itself would log and forget it.
+
+    Args:
+        policy: the search.
+        run: its records.
+        kinship: of the policy, whose values are recorded.
+        evaluators: one slot each.
+        statistics: object reference to the founders' statistics.
+        watcher: who is told.
+        max_hours: budget of wall time from now on.
+    """
+
+    def __init__(
+        self,
+        policy: TopK,
+        run: RunFolder,
+        kinship: SearchKinship,
+        evaluators: Evaluators,
+        statistics: Any,
+        watcher: Watcher,
+        max_hours: float | None = None,
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self.error: BaseException | None = None
+        self.interrupted = False
+        self._policy, self._run, self._kinship, self._watcher = policy, run, kinship, watcher
+        self._evaluators, self._statistics = evaluators, statistics
+        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        self._free = list(range(len(evaluators.names)))[::-1]
+        self._out: dict[str, tuple[Child, int, float]] = {}
+        self._generation = -1
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next child as a trial's config, None to wait, or FINISHED."""
+        if self.error is not None or self.interrupted:
+            return Searcher.FINISHED
+        try:
+            child = self._next_child()
+        except Exception as error:
+            self.error = error
+            return Searcher.FINISHED
+        if child is None:
+            return Searcher.FINISHED if self._policy.finished and not self._policy.population.out else None
+        slot = self._free.pop()
+        self._out[trial_id] = (child, slot, time.perf_counter())
+        self._watcher.started(child, slot)
+        return {"child": child.name, "evaluator": self._evaluators.names[slot], "recipe": json.dumps(to_nodes(child.recipe))}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record a child's result and tell the policy."""
+        child, slot, started = self._out.pop(trial_id)
+        self._free.append(slot)
+        if self.error is not None:
+            return
+        try:
+            if error or result is None:
+                outcome: Result = Failed("its evaluator died each time it was tried")
+            else:
+                outcome = self._evaluators.score_now(slot, child.recipe, self._statistics)
+            if isinstance(outcome, Scored):
+                outcome.seconds["wait"] = time.perf_counter() - started - sum(outcome.seconds.values())
+            self._tell(child, outcome, remembered=False)
+        except Exception as caught:
+            self.error = caught
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Do nothing: a child's result comes when it is complete."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Leave Tune's snapshot empty; the run folder holds the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: see ``save``."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PolicySearcher":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Pickle as None: Tune keeps a copy of its arguments, which nothing reads."""
+        return type(None), ()
+
+    def _next_child(self) -> Child | None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._policy.stop("the budget of hours is spent")
+        while self._free and (child := self._policy.ask()) is not None:
+            self._note_generation()
+            self._kinship.prefetch(child.recipe)
+            known = self._run.known(child)
+            if known is None:
+                return child
+            self._tell(child, known, remembered=True)
+        self._note_generation()
+        return None
+
+    def _note_generation(self) -> None:
+        """Keep what the policy decided when it made a generation, or ended."""
+        policy = self._policy
+        if policy.generation == self._generation and not policy.finished:
+            return
+        if policy.generation != self._generation:
+            self._watcher.generation(policy)
+        self._generation = policy.generation
+        names = {child.recipe.digest: child.name for child in policy.population.children}
+        metric = self._run.config.search.kinship
+        values = [(names[a], names[b], metric, value) for (a, b), value in self._kinship.asked.items()]
+        if values:
+            self._run.record_kinship(policy.generation, values)
+            self._kinship.asked.clear()
+        self._run.save_state(policy.state_dict())
+
+    def _tell(self, child: Child, result: Result, *, remembered: bool) -> None:
+        self._policy.tell(child.name, Outcome.of(result))
+        gain = self._policy.population.gain(child)
+        if not remembered:
+            self._run.record(child, result, gain)
+        self._watcher.finished(child, result, gain, remembered=remembered)
