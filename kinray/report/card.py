@@ -1,0 +1,98 @@
+"""The model card of an exported model: where it comes from and what it scored."""
+
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from kinray.core.kinship import METRICS, kinship_matrix
+from kinray.core.recipe import Merge, topological
+from kinray.core.scores import Scored
+from kinray.core.statistics import Statistics
+from kinray.report.leaderboard import Leaderboard
+from kinray.report.recipe_yaml import founders_of
+from kinray.report.terminal import conclusions, describe
+from kinray.search.policy import TopK
+from kinray.search.population import Child
+
+
+def model_card(
+    board: Leaderboard, policy: TopK, statistics: Statistics, names: Sequence[str], places: Mapping[str, str], recipe: str
+) -> str:
+    """Write the card of the best model.
+
+    Args:
+        board: the final comparison.
+        policy: the search, for the lineage.
+        statistics: of the founders, for their kinship.
+        names: of the founders, in the order of the statistics.
+        places: path or hub id of base and founders by digest.
+        recipe: recipe.yaml.
+    """
+    best = policy.population[board.best]
+    base = places[statistics.models[0]]
+    hub = [place for place in (base, *(places[f.digest] for f in founders_of(best.recipe))) if not place.startswith("/")]
+    front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {best.name}\n\nFound by [kinray](https://pypi.org/project/kinray), a search over merges of fine-tuned language models "
+        f"that is guided by model kinship. Base: `{base}`.",
+        _scores(board),
+        "\n".join(conclusions(board)),
+        _lineage(best, policy),
+        _kinship(statistics, names),
+        f"## Recipe\n\n```yaml\n{recipe}```",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _scores(board: Leaderboard) -> str:
+    tasks = list(next((e.search.tasks for e in board.entries if e.search), {}))
+    head = ["model", "", *(f"{task} (held out)" for task in tasks), "held-out mean", "search mean"]
+    rows = []
+    for entry in board.entries:
+        held = entry.holdout
+        cells = [_number(held, task) for task in tasks]
+        rows.append([entry.name, entry.kind, *cells, _number(held), _number(entry.search)])
+    return "## Scores\n\n" + _table(head, rows)
+
+
+def _lineage(best: Child, policy: TopK) -> str:
+    if not isinstance(best.recipe, Merge):
+        return "The best model is a founder: no child beat it."
+    wanted = {node.digest for node in topological([best.recipe])}
+    rows = []
+    for child in policy.population.children:
+        if child.recipe.digest in wanted and child.parents:
+            gain = policy.population.gain(child)
+            rows.append(
+                [
+                    child.name,
+                    " × ".join(child.parents) + (" (exploration)" if child.operator == "exploration" else ""),
+                    describe(child),
+                    "" if child.kinship is None else f"{child.kinship:.3f}",
+                    f"{policy.population.score(child.name):.3f}",
+                    "" if gain is None else f"{gain:+.3f}",
+                ]
+            )
+    return "## Lineage\n\n" + _table(["child", "parents", "merge", "kinship", "search score", "gain"], rows)
+
+
+def _kinship(statistics: Statistics, names: Sequence[str]) -> str:
+    rows = []
+    matrices = {metric: kinship_matrix(metric, statistics) for metric in METRICS}
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[:i]):
+            rows.append([f"{b} × {a}", *(f"{matrices[metric][i, j]:.4f}" for metric in METRICS)])
+    return "## Kinship of the founders\n\n" + _table(["pair", *METRICS], rows)
+
+
+def _number(scored: Scored | None, task: str | None = None) -> str:
+    if scored is None:
+        return ""
+    value = scored if task is None else scored.tasks[task]
+    return f"{value.score:.3f} ± {value.stderr:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,60 @@
+"""Write a recipe in mergekit's YAML: one document for each merge, earlier ones named by later ones.
+
+Every step but the last is float32 and unrounded; the last one is cast once, as in the search. Random masks follow from the
+digests, which stand in comments.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from kinray.core.methods import method_named
+from kinray.core.recipe import Founder, Merge, Recipe, topological
+
+
+def recipe_yaml(recipe: Recipe, places: Mapping[str, str], names: Mapping[str, str], dtype: str) -> str:
+    """Write a recipe.
+
+    Args:
+        recipe: the model.
+        places: path or hub id of the base and the founders, by digest.
+        names: of children, by digest; others are named by their digest.
+        dtype: of the weights at the end.
+    """
+    merges = [node for node in topological([recipe]) if isinstance(node, Merge)]
+    if not merges:
+        return f"# The best model is a founder: {places[recipe.digest]}\n"
+    labels = {**{node.digest: names.get(node.digest, f"m-{node.digest[:12]}") for node in merges}, **places}
+    documents = []
+    for node in merges:
+        document = _document(node, labels) | {"dtype": "float32"}
+        if node is merges[-1]:
+            document["out_dtype"] = dtype
+        text = yaml.safe_dump({"name": labels[node.digest]} | document, sort_keys=False, allow_unicode=True)
+        documents.append(f"# digest {node.digest}\n{text}")
+    return "---\n".join(documents)
+
+
+def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
+    method = method_named(merge.method)
+    params = method.resolve(merge.params, len(merge.parents))
+    per_model = {parameter.name for parameter in method.parameters if parameter.per_model}
+    models = []
+    for number, parent in enumerate(merge.parents):
+        own = {name: value[number] for name, value in params.items() if name in per_model and isinstance(value, tuple)}
+        models.append({"model": labels[parent.digest]} | ({"parameters": own} if own else {}))
+    document: dict[str, Any] = {"merge_method": merge.method, "models": models}
+    # mergekit names slerp's first model as its base; methods on deltas name the pretrained model.
+    if merge.base is not None:
+        document["base_model"] = labels[merge.base.digest]
+    elif merge.method == "slerp":
+        document["base_model"] = labels[merge.parents[0].digest]
+    shared = {name: value for name, value in params.items() if name not in per_model}
+    return document | ({"parameters": shared} if shared else {})
+
+
+def founders_of(recipe: Recipe) -> list[Founder]:
+    """List the founders that a recipe merges, the base apart unless it is a parent itself."""
+    parents = {p.digest: p for node in topological([recipe]) if isinstance(node, Merge) for p in node.parents}
+    return [node for node in parents.values() if isinstance(node, Founder)] or [n for n in [recipe] if isinstance(n, Founder)]
