@@ -1,0 +1,1 @@
+"""``python -m kinray.evolve``: search for a good merge."""

@@ -1,0 +1,7 @@
+"""``python -m kinray.evolve``."""
+
+import sys
+
+from kinray.evolve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,109 @@
+"""Check everything that a search needs before any long work starts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kinray.checkpoints.header import DTYPE_BYTES
+from kinray.checkpoints.identity import model_digest
+from kinray.checkpoints.locate import locate
+from kinray.checkpoints.models import Models, ModelSpec, open_models
+from kinray.checkpoints.writer import check_room
+from kinray.config import Config
+from kinray.core.recipe import Founder
+from kinray.errors import CheckpointError, ConfigError
+from kinray.evaluation.tasks import TaskSet, load_tasks
+from kinray.records.run import check_vacant
+from kinray.search.space import MethodSpace, search_space
+
+Note = Callable[[str], None]
+"""Told what is being done, for a person."""
+
+_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A search that can start.
+
+    Args:
+        config: with paths resolved.
+        models: base and founders.
+        spaces: merge methods and their hyperparameters.
+        tasks: with their items split.
+    """
+
+    config: Config
+    models: Models
+    spaces: list[MethodSpace]
+    tasks: TaskSet
+
+    @property
+    def base(self) -> Founder:
+        """The base as a recipe."""
+        return self.models.specs[0].founder
+
+    @property
+    def founders(self) -> list[Founder]:
+        """The founders as recipes, in the order of the configuration."""
+        return [spec.founder for spec in self.models.specs[1:]]
+
+    @property
+    def export_bytes(self) -> int:
+        """Bytes of one child on the disk."""
+        return self.models.parameters * DTYPE_BYTES[_CODES[self.config.merge.dtype]]
+
+
+def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
+    """Validate configuration, models, tasks and the place for the output, the quick checks first.
+
+    Args:
+        config: of the run.
+        note: told of what takes a while.
+        fresh: whether the output folder must be free.
+
+    Raises:
+        KinrayError: for the first thing that is wrong.
+    """
+    spaces = search_space(config.merge.methods)
+    if config.search.children_per_mating > 1 and len(spaces) == 1 and not spaces[0].free:
+        raise ConfigError(
+            f"search.children_per_mating is {config.search.children_per_mating}, but merge.methods leaves nothing open, so "
+            "the children of a mating would be equal. Give a parameter a range, or name a second method."
+        )
+    if fresh:
+        check_vacant(Path(config.output))
+    models = _open(config, note)
+    prepared = Prepared(config, models, spaces, TaskSet([]))
+    check_room(Path(config.output), prepared.export_bytes)
+    note("loading tasks")
+    tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
+    return Prepared(config, models, spaces, tasks)
+
+
+def _open(config: Config, note: Note) -> Models:
+    """Find all models, check that they fit from their headers, then identify them by their contents."""
+    places = [("base", locate(config.base, "base", config.base_revision), None)]
+    for spec in config.founders:
+        folder = locate(spec.model, spec.name, spec.revision) if spec.model else places[0][1]
+        adapter = locate(spec.adapter, spec.name) if spec.adapter else None
+        places.append((spec.name, folder, adapter))
+    open_models([ModelSpec(Founder(f"{number:064x}", name), *place) for number, (name, *place) in enumerate(places)])
+    specs = []
+    for name, folder, adapter in places:
+        note(f"identifying {name}")
+        specs.append(ModelSpec(Founder(model_digest(folder, adapter, name), name), folder, adapter))
+    _all_different(specs)
+    return open_models(specs)
+
+
+def _all_different(specs: Sequence[ModelSpec]) -> None:
+    seen: dict[str, str] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.founder.digest, spec.founder.name)
+        if other != spec.founder.name:
+            remedy = "Its delta is zero, so there is nothing to merge" if other == "base" else "A model may be a founder once"
+            raise CheckpointError(
+                f"Founder '{spec.founder.name}' has exactly the weights of {'the base' if other == 'base' else repr(other)}. "
+                f"{remedy}: remove it."
+            )

@@ -1,0 +1,129 @@
+"""One session of a search: start the workers, run the population, compare on held-out items, export the best."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kinray.core.kinship import METRICS, kinship_matrix
+from kinray.core.recipe import Merge, Recipe
+from kinray.core.scores import Failed
+from kinray.core.statistics import Statistics
+from kinray.errors import RunError
+from kinray.evaluation.tasks import Split
+from kinray.evolve.prepare import Prepared
+from kinray.records.run import RunFolder
+from kinray.report.leaderboard import Entry, Leaderboard
+from kinray.report.terminal import Terminal
+from kinray.search.policy import TopK
+from kinray.search.proposals import proposer_for
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a search came to; None for ``leaderboard`` when it was interrupted."""
+
+    policy: TopK
+    statistics: Statistics
+    leaderboard: Leaderboard | None
+
+
+def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finished:
+    """Run or continue a search in its folder.
+
+    Raises:
+        KinrayError: when it cannot go on; what was recorded stays, and ``--resume`` continues.
+    """
+    import ray
+
+    from kinray.cluster.evaluator import Evaluators
+    from kinray.cluster.kinship import SearchKinship
+    from kinray.cluster.population import run_population
+    from kinray.cluster.searcher import PolicySearcher
+    from kinray.cluster.session import ray_session
+    from kinray.cluster.shards import Shards
+
+    config = prepared.config
+    terminal.note("starting Ray")
+    with ray_session(config.cluster, config.evaluation, verbose=terminal.verbose) as session:
+        terminal.session(session)
+        evaluators = Evaluators(prepared.models.specs, config, session)
+        shards = Shards(prepared.models, session.shards)
+        with terminal.bytes("kinship of the founders", prepared.models.nbytes()) as progress:
+            statistics = shards.statistics(progress)
+        _record_founders(run, prepared, statistics)
+        terminal.kinship(config.search.kinship, prepared, statistics)
+        kinship = SearchKinship(statistics, shards, config.search.kinship)
+        policy = TopK(
+            prepared.founders,
+            prepared.base,
+            proposer_for(prepared.spaces, config.seed),
+            kinship,
+            config.search,
+            config.seed,
+        )
+        if (state := run.load_state()) is not None:
+            policy.load_state_dict(state)
+        handle = ray.put(statistics)
+        searcher = PolicySearcher(policy, run, kinship, evaluators, handle, terminal, config.search.max_hours)
+        storage = os.path.abspath(run.path / "sessions" / _session_name(run))
+        terminal.note("loading the model and the tasks into the evaluators")
+        run_population(searcher, statistics, storage, session.evaluators, config.cluster, terminal.interrupted)
+        if searcher.interrupted and not policy.finished:
+            return Finished(policy, statistics, None)
+        terminal.note("comparing founders, average and best on all items that are left")
+        return Finished(policy, statistics, _compare(prepared, run, policy, lambda jobs: evaluators.score_all(jobs, handle)))
+
+
+def _session_name(run: RunFolder) -> str:
+    folder = run.path / "sessions"
+    return f"session-{len(list(folder.iterdir())) + 1 if folder.is_dir() else 1}"
+
+
+def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:
+    names = [founder.name for founder in prepared.founders]
+    values = []
+    for metric in METRICS:
+        matrix = kinship_matrix(metric, statistics)
+        values += [
+            (a, b, str(metric), float(matrix[i, j])) for i, a in enumerate(names) for j, b in enumerate(names) if i < j
+        ]
+    run.record_kinship(0, values)
+
+
+def average_of(prepared: Prepared) -> Recipe:
+    """Return the plain average of all founders, what a search must at least beat."""
+    return Merge("linear", tuple(prepared.founders))
+
+
+def _compare(
+    prepared: Prepared,
+    run: RunFolder,
+    policy: TopK,
+    score_all: Callable[[list[tuple[Recipe, Split]]], list[Any]],
+) -> Leaderboard:
+    """Score base, founders, average and best on what they were not scored on yet, and line them up."""
+    ranked = policy.population.ranked()
+    if not ranked:
+        raise RunError("No model could be scored, so there is no best one. See the error column of the children table.")
+    best = ranked[0]
+    founders = [child for child in policy.population.children if child.generation == 0]
+    models: list[tuple[str, str, Recipe]] = [("base", "base", prepared.base)]
+    models += [(child.name, "founder", child.recipe) for child in founders]
+    models.append(("average", "average", average_of(prepared)))
+    if best.generation > 0:
+        models.append((best.name, "best", best.recipe))
+    splits: list[Split] = ["search", "holdout"] if prepared.config.evaluation.holdout else ["search"]
+    jobs = [(name, recipe, split) for name, _, recipe in models for split in splits if run.kept(name, split) is None]
+    failed: dict[tuple[str, str], str] = {}
+    for (name, _, split), result in zip(jobs, score_all([(recipe, split) for _, recipe, split in jobs]), strict=True):
+        if isinstance(result, Failed):
+            failed[name, split] = result.error
+        else:
+            run.keep(name, result, split)
+    entries = [
+        Entry(name, kind, run.kept(name, "search"), run.kept(name, "holdout"), failed.get((name, splits[-1])))
+        for name, kind, _ in models
+    ]
+    return Leaderboard(entries, best.name, policy.population.gain(best))
+

@@ -1,0 +1,148 @@
+"""The three ways to begin: start a search, resume one, or only look at what it would do."""
+
+from itertools import combinations
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kinray import __version__
+from kinray.config import Config, FounderSpec
+from kinray.errors import RunError
+from kinray.evaluation.tasks import Split
+from kinray.evolve.export import export_model
+from kinray.evolve.prepare import Prepared, prepare
+from kinray.evolve.run import Finished, run_search
+from kinray.records.run import RunFolder, check_vacant, read_run_config
+from kinray.report.card import model_card
+from kinray.report.recipe_yaml import recipe_yaml
+from kinray.report.terminal import Terminal
+
+
+def start(config: Config, console: Console, *, verbose: bool) -> int:
+    """Begin a search in a new run folder and see it through."""
+    check_vacant(Path(config.output))
+    terminal = Terminal(console, verbose=verbose)
+    prepared = _prepare(config, terminal, fresh=True)
+    run = RunFolder.create(prepared.config, _digests(prepared))
+    return _see_through(prepared, run, terminal)
+
+
+def resume(folder: Path, console: Console, *, verbose: bool) -> int:
+    """Continue the search of a run folder to where it would have come unbroken."""
+    config, digests = read_run_config(folder)
+    terminal = Terminal(console, verbose=verbose)
+    prepared = _prepare(config, terminal, fresh=False)
+    for name, digest in _digests(prepared).items():
+        if digests.get(name) != digest:
+            raise RunError(f"'{name}' does not have the weights that {folder} was begun with. Put them back to resume it.")
+    return _see_through(prepared, RunFolder.resume(folder), terminal)
+
+
+def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
+    """Check everything and print the first generation and the cost, without scoring anything."""
+    terminal = Terminal(console, verbose=verbose)
+    prepared = _prepare(config, terminal, fresh=True)
+    search = prepared.config.search
+    pairs = list(combinations([founder.name for founder in prepared.founders], 2))
+    first = len(pairs) * search.children_per_mating
+    console.print("\n[bold]First generation[/]")
+    for number, (a, b) in enumerate(pairs):
+        low = number * search.children_per_mating + 1
+        names = f"g1-{low}" if search.children_per_mating == 1 else f"g1-{low} … g1-{low + search.children_per_mating - 1}"
+        console.print(f"  {names}  {a} × {b}")
+    later = search.k * (search.k - 1) // 2 + (search.policy == "kinship")
+    items = prepared.tasks.count("search")
+    table = Table(title="Cost", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(), table.add_column()
+    table.add_row("founders to score", str(len(prepared.founders)))
+    table.add_row("children in generation 1", str(first))
+    table.add_row("children in each later one", f"at most {later * search.children_per_mating}")
+    table.add_row("budget of children", str(search.max_children or "none"))
+    table.add_row("items for each child", f"{items} ({_per_task(prepared, 'search')})")
+    table.add_row("held-out items at the end", f"{prepared.tasks.count('holdout')} ({_per_task(prepared, 'holdout')})")
+    table.add_row("bytes read for kinship", _bytes(prepared.models.nbytes()))
+    table.add_row("bytes of the export", f"{_bytes(prepared.export_bytes)} in {prepared.config.output}/best")
+    console.print()
+    console.print(table)
+    return 0
+
+
+def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
+    prepared = prepare(_with_demo(config, terminal) if config.demo else config, terminal.note, fresh=fresh)
+    search, models = prepared.config.search, prepared.models
+    methods = ", ".join(prepared.config.merge.methods)
+    terminal.ready(
+        f"[bold]kinray {__version__}[/]  {search.policy} search, k = {search.k}, {methods}, seed {prepared.config.seed}",
+        [
+            ("Base", f"{models.specs[0].folder}  ({models.parameters / 1e6:,.1f} M parameters)"),
+            ("Founders", ", ".join(founder.name for founder in prepared.founders)),
+            ("Tasks", _per_task(prepared, "search")),
+            ("Run folder", prepared.config.output),
+        ],
+        models.notices,
+    )
+    return prepared
+
+
+def _with_demo(config: Config, terminal: Terminal) -> Config:
+    """Make the demo's models and put them in their places."""
+    from kinray.checkpoints.identity import cache_folder
+    from kinray.demo.founders import build_demo
+
+    demo = build_demo(cache_folder(), terminal.progress("making the demo's models (first time only)"))
+    founders = [FounderSpec(model=str(folder), name=name) for name, folder in demo.founders.items()]
+    return config.model_copy(
+        update={"base": str(demo.base), "founders": founders, "task_paths": [str(demo.tasks), *config.task_paths]}
+    )
+
+
+def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
+    try:
+        finished = run_search(prepared, run, terminal)
+        terminal.ended(finished.policy)
+        if finished.leaderboard is None:
+            terminal.console.print(f"Stopped. Continue with: kinray evolve --resume {run.path}")
+            return 130
+        terminal.leaderboard(finished.leaderboard)
+        terminal.note("exporting the best model")
+        folder = _export(prepared, run, finished)
+        terminal.rest()
+        terminal.console.print(f"Best model: {folder}")
+        return 0
+    finally:
+        run.close()
+
+
+def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
+    board, policy = finished.leaderboard, finished.policy
+    assert board is not None
+    best = policy.population[board.best]
+    specs = prepared.models.specs
+    places = {spec.founder.digest: str(spec.adapter or spec.folder) for spec in specs}
+    for spec, given in zip(specs, [prepared.config.base, *(f.adapter or f.model for f in prepared.config.founders)], strict=True):
+        if not Path(given).is_dir():
+            places[spec.founder.digest] = given
+    names = {child.recipe.digest: child.name for child in policy.population.children if child.generation}
+    recipe = recipe_yaml(best.recipe, places, names, prepared.config.merge.dtype)
+    founders = [founder.name for founder in prepared.founders]
+    card = model_card(board, policy, finished.statistics, founders, places, recipe)
+    export_model(prepared, best.recipe, finished.statistics, {"README.md": card, "recipe.yaml": recipe}, run.path / "best")
+    return run.path / "best"
+
+
+def _digests(prepared: Prepared) -> dict[str, str]:
+    return {spec.founder.name: spec.founder.digest for spec in prepared.models.specs}
+
+
+def _per_task(prepared: Prepared, split: Split) -> str:
+    return ", ".join(f"{task.count(split)} of {task.spec.name}" for task in prepared.tasks.tasks)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
