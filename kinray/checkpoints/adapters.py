@@ -26,7 +26,7 @@ class AdaptedModel:
         name: what errors call it.
         model: what the adapter is applied to.
         factors: adapted tensor -> (A, B, whether of an embedding, scale).
-        saved: tensors that the adapter replaces whole (modules_to_save).
+        saved: tensors that the adapter replaces whole (modules_to_save, and embeddings that it has factors for).
     """
 
     name: str
@@ -50,9 +50,7 @@ class AdaptedModel:
 
     def load(self, name: str) -> "torch.Tensor":
         """Return a tensor, in float32 where the adapter changes it."""
-        if name in self.saved:
-            return self.adapter.load(self.saved[name])
-        weight = self.model.load(name)
+        weight = self.adapter.load(self.saved[name]) if name in self.saved else self.model.load(name)
         if name not in self.factors:
             return weight
         a_name, b_name, embedding, scale = self.factors[name]
@@ -81,13 +79,16 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
         bare = key.removeprefix(_PREFIX)
         match = _LORA.fullmatch(bare)
         if match is None:
-            saved[_target(bare, model, folder, name)] = key
+            saved[_target(bare.replace(".base_layer.", "."), model, folder, name)] = key
         elif match[3] == "A":
             target = _target(f"{match[1]}.weight", model, folder, name)
             partner = key.replace(f"lora_{match[2] or ''}A", f"lora_{match[2] or ''}B")
             factors[target] = (key, partner, bool(match[2]), _scale(config, match[1], adapter.tensors[key].shape))
-            _check_factors(adapter, factors[target], model.tensors[target], name)
-    return AdaptedModel(name, model, adapter, factors, saved)
+    adapted = AdaptedModel(name, model, adapter, factors, saved)
+    tensors = adapted.tensors
+    for target, factor in factors.items():
+        _check_factors(adapter, factor, tensors[target], name)
+    return adapted
 
 
 def _adapter_file(folder: Path, name: str) -> Checkpoint:
@@ -115,9 +116,7 @@ def _scale(config: dict[str, Any], module: str, shape: tuple[int, ...]) -> float
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _check_factors(
-    adapter: Checkpoint, factor: tuple[str, str, bool, float], target: TensorInfo, name: str
-) -> None:
+def _check_factors(adapter: Checkpoint, factor: tuple[str, str, bool, float], target: TensorInfo, name: str) -> None:
     a_name, b_name, embedding, _ = factor
     if b_name not in adapter.tensors:
         raise CheckpointError(f"Model '{name}': adapter has '{a_name}' but not '{b_name}'.")

@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,15 +18,22 @@ _FILES = threading.local()
 
 
 class WeightSource(Protocol):
-    """Tensors of a model by name; the seam behind which a founder may be a folder, a folder with an adapter, or one
-    fitted to another vocabulary."""
+    """Tensors of a model by name.
 
-    name: str
-    """What errors call it."""
-    config: dict[str, Any]
-    """config.json."""
-    tensors: dict[str, TensorInfo]
-    """What there is, by name, in file order. Shapes are those that ``load`` returns."""
+    The seam behind which a founder may be a folder, a folder with an adapter, or one fitted to another vocabulary.
+    """
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """What there is, by name, in file order. Shapes are those that ``load`` returns."""
 
     def load(self, name: str) -> "torch.Tensor":
         """Return a tensor in its stored dtype, mapped from its file where possible; never written into."""
@@ -161,7 +169,7 @@ def _inside(folder: Path, file: str, name: str) -> Path:
     path = folder / file
     if Path(file).is_absolute() or ".." in Path(file).parts:
         raise CheckpointError(f"Model '{name}': '{file}' points outside of {folder}.")
-    if not path.is_file():
+    if not isfile(path):  # Path.is_file raises for a name that is too long
         raise CheckpointError(f"Model '{name}': {path} is missing. Copy or download it again.")
     real = path.resolve()
     home = folder.resolve()

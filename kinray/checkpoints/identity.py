@@ -9,15 +9,16 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from kinray.files import write_atomically
 from kinray.checkpoints.adapters import AdaptedModel, open_model
 from kinray.checkpoints.folder import Checkpoint, open_checkpoint
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.recipe import canonical_json
+from kinray.files import write_atomically
 
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
@@ -45,10 +46,8 @@ def digest(checkpoint: Checkpoint, progress: Progress = lambda _: None) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     result = _digest_contents(checkpoint, progress)
-    try:
+    with suppress(OSError):  # a cache that cannot be written only costs time
         write_atomically(entry, json.dumps({"digest": result, "folder": str(checkpoint.folder)}).encode())
-    except OSError:
-        pass  # a cache that cannot be written only costs time
     return result
 
 
@@ -79,7 +78,7 @@ def _digest_contents(checkpoint: Checkpoint, progress: Progress) -> str:
         data = np.memmap(info.file, np.uint8, "r") if info.nbytes else np.empty(0, np.uint8)
         for start in range(info.begin, info.end, step):
             block = data[start : min(start + step, info.end)]
-            content.update(block)
+            content.update(block.data)
             progress(len(block))
         return [info.name, info.dtype, list(info.shape), content.hexdigest()]
 

@@ -35,6 +35,4 @@ def _fetch(model: str, name: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(
-            f"Model '{name}': there is no folder {model}, and the hub did not give it: {reason}"
-        ) from error
+        raise CheckpointError(f"Model '{name}': there is no folder {model}, and the hub did not give it: {reason}") from error

@@ -35,8 +35,10 @@ class ModelSpec:
 
 @dataclass
 class FittedModel:
-    """A model whose vocabulary is larger or smaller than the base's, seen with the base's number of rows: surplus rows are
-    left out, missing ones are the base's (their delta is zero)."""
+    """A model whose vocabulary is larger or smaller than the base's, seen with the base's number of rows.
+
+    Surplus rows are left out, missing ones are the base's (their delta is zero).
+    """
 
     model: WeightSource
     base: WeightSource
@@ -170,9 +172,9 @@ def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: 
         rows[name] = got[0]
     if not rows:
         return model
-    got, wanted = _vocabulary(model), _vocabulary(base)
-    what = f"the last {got - wanted} are left out" if got > wanted else f"the missing {wanted - got} are taken from the base"
-    notices.append(f"'{model.name}' has {got} vocabulary rows, the base has {wanted}: {what}.")
+    has, wanted = _vocabulary(model), _vocabulary(base)
+    what = f"the last {has - wanted} are left out" if has > wanted else f"the missing {wanted - has} are taken from the base"
+    notices.append(f"'{model.name}' has {has} vocabulary rows, the base has {wanted}: {what}.")
     return FittedModel(model, base, rows)
 
 

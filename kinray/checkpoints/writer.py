@@ -123,9 +123,7 @@ def _file_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write_header(
-    stream: BinaryIO, shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, int], code: str
-) -> None:
+def _write_header(stream: BinaryIO, shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, int], code: str) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():

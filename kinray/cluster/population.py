@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -21,7 +22,7 @@ _TRIAL_CPU = 0.01
 def run_population(
     searcher: PolicySearcher,
     statistics: Statistics,
-    storage: str,
+    folder: Path,
     slots: int,
     cluster: ClusterConfig,
     on_interrupt: Callable[[], None],
@@ -31,7 +32,7 @@ def run_population(
     Args:
         searcher: gives children and takes results.
         statistics: of the founders.
-        storage: folder for what Tune writes.
+        folder: for what Tune writes; it is never read back.
         slots: children scored at once.
         cluster: how often a trial is tried again.
         on_interrupt: called at the first Ctrl-C, which lets children in flight finish; a second one stops at once.
@@ -56,8 +57,8 @@ def run_population(
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage,
+            name=folder.name,
+            storage_path=str(folder.parent.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=cluster.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

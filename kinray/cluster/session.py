@@ -18,7 +18,6 @@ _ALWAYS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_THRESHOLD_S": "60",
     # Tune's own snapshot is not what a run is resumed from, so it need not be taken often.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -63,7 +62,7 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    folder = None if cluster.address else Path(tempfile.mkdtemp(prefix="kinray-", dir="/tmp"))  # noqa: S108 (socket paths must be short)
+    folder = None if cluster.address else _temporary_folder()
     try:
         _connect(cluster, folder, verbose)
         yield _session(cluster, evaluation)
@@ -71,6 +70,18 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    """Make a folder for Ray's sockets and logs, after removing those of sessions that were killed.
+
+    It lies in /tmp, since the path of a socket may have 107 bytes only, and is named after this process.
+    """
+    for old in Path("/tmp").glob("kinray-*-*"):  # noqa: S108
+        pid = old.name.split("-")[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"kinray-{os.getpid()}-", dir="/tmp"))
 
 
 def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None:

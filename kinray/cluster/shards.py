@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from kinray.checkpoints.models import ModelSpec, Models, open_models
+from kinray.checkpoints.models import Models, ModelSpec, open_models
 from kinray.core.algebra import Products
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.statistics import Statistics
@@ -36,9 +36,7 @@ class Shard:
         self._materialiser.statistics = statistics
         return self._materialiser.products(from_nodes(nodes), names)
 
-    def dot(
-        self, a: list[dict[str, Any]], b: list[dict[str, Any]], names: Sequence[str], statistics: Statistics
-    ) -> float:
+    def dot(self, a: list[dict[str, Any]], b: list[dict[str, Any]], names: Sequence[str], statistics: Statistics) -> float:
         """Merge two children and return the dot product of their deltas over some tensors."""
         self._materialiser.statistics = statistics
         return self._materialiser.dot(from_nodes(a), from_nodes(b), names)

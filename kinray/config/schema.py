@@ -65,8 +65,9 @@ def _param_spec(value: Any) -> Any:
     return PerModel.model_validate(value) if isinstance(value, dict) and "models" in value else _one_value(value)
 
 
-OneValue = Annotated[bool | float | Range | list[bool | float], PlainValidator(_one_value)]
-ParamSpec = Annotated[bool | float | Range | list[bool | float] | PerModel, PlainValidator(_param_spec)]
+# Any, since pydantic would serialise a union by trying all of its branches.
+OneValue = Annotated[Any, PlainValidator(_one_value)]
+ParamSpec = Annotated[Any, PlainValidator(_param_spec)]
 """A hyperparameter: a value, a range {low, high, log}, a list of choices, or {models: [one of these for each parent]}."""
 
 
@@ -76,7 +77,7 @@ def _count(value: Any) -> Any:
     raise ValueError("expected auto or a whole number from 1 to 4096")
 
 
-Count = Annotated[int | Literal["auto"], PlainValidator(_count)]
+Count = Annotated[Any, PlainValidator(_count)]
 
 
 class FounderSpec(Section):

@@ -13,8 +13,8 @@ from kinray.core.statistics import Float64, Statistics
 Metric = Literal["pcc", "cs", "ed"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
-_NOTHING = 1e-30
-"""Relative to the raw second moment: below it a variance is rounding, and the correlation undefined."""
+_NOTHING = 1e-12
+"""Relative to the raw second moment: below it a variance is the rounding of sums, and the correlation undefined."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def kinship(metric: Metric, moments: Moments) -> Float64:
     with np.errstate(divide="ignore", invalid="ignore"):
         match metric:
             case "ed":
-                return np.sqrt(np.maximum(np.asarray(m.dot_aa + m.dot_bb - 2 * m.dot_ab), 0.0))
+                square = np.asarray(m.dot_aa + m.dot_bb - 2 * m.dot_ab, np.float64)
+                return np.asarray(np.sqrt(np.maximum(square, 0.0)), np.float64)
             case "cs":
                 return _ratio(m.dot_ab, m.dot_aa, m.dot_bb, m)
             case "pcc":

@@ -74,7 +74,7 @@ class Merge:
         params = {name: _freeze(self.method, name, value) for name, value in sorted(self.params.items())}
         object.__setattr__(self, "params", MappingProxyType(params))
         object.__setattr__(self, "depth", depth)
-        node = _node(self, [parent.digest for parent in self.parents], self.base and self.base.digest)
+        node = _node(self, [parent.digest for parent in self.parents], None if self.base is None else self.base.digest)
         object.__setattr__(self, "digest", hashlib.sha256(canonical_json(node).encode()).hexdigest())
 
     def __eq__(self, other: object) -> bool:
@@ -166,7 +166,9 @@ def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
     return [
         {"founder": node.digest, "name": node.name}
         if isinstance(node, Founder)
-        else _node(node, [index[parent.digest] for parent in node.parents], node.base and index[node.base.digest])
+        else _node(
+            node, [index[parent.digest] for parent in node.parents], None if node.base is None else index[node.base.digest]
+        )
         for node in order
     ]
 

@@ -41,7 +41,7 @@ class Scored:
     """
 
     tasks: Mapping[str, TaskScore]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
 
     @property

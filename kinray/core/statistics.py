@@ -60,6 +60,4 @@ class Statistics:
     def select(self, models: Sequence[str]) -> "Statistics":
         """Keep the given models (digests), in the given order."""
         rows = [self.models.index(model) for model in models]
-        return Statistics(
-            tuple(models), self.tensors, self.count_T, self.sums_TM[:, rows], self.gram_TMM[:, rows][:, :, rows]
-        )
+        return Statistics(tuple(models), self.tensors, self.count_T, self.sums_TM[:, rows], self.gram_TMM[:, rows][:, :, rows])

@@ -39,9 +39,7 @@ def write_tasks(folder: Path, final: Path, settings: DemoSettings) -> None:
         skill = SKILLS[lesson.skill]
         task = task_name(skill.name)
         items = held_out_items(skill, settings.test_items, str(settings.seed))
-        lines = [
-            json.dumps({"prompt": item.prompt, "choices": item.choices, "answer": item.answer}) + "\n" for item in items
-        ]
+        lines = [json.dumps({"prompt": item.prompt, "choices": item.choices, "answer": item.answer}) + "\n" for item in items]
         (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
         # A JSON string is a YAML string, whatever characters the path has.
         text = _YAML.format(about=skill.about, task=task, data=json.dumps(str(final / f"{task}.jsonl")))

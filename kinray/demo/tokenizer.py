@@ -16,7 +16,7 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^ ]+"), behavior="isolated")
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],

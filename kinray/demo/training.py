@@ -41,9 +41,7 @@ def new_model(settings: DemoSettings, tokenizer: PreTrainedTokenizerFast) -> Lla
 
 def base_text(settings: DemoSettings, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Encodes what the base reads: all skills, most answers guessed. Returns (items, tokens) int64."""
-    return torch.cat(
-        [_lesson_text(lesson, lesson.base_truth, "base", settings, tokenizer) for lesson in settings.lessons]
-    )
+    return torch.cat([_lesson_text(lesson, lesson.base_truth, "base", settings, tokenizer) for lesson in settings.lessons])
 
 
 def founder_text(lesson: Lesson, settings: DemoSettings, tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -51,9 +49,7 @@ def founder_text(lesson: Lesson, settings: DemoSettings, tokenizer: PreTrainedTo
     return _lesson_text(lesson, 1.0, "founder", settings, tokenizer)
 
 
-def train_base(
-    model: LlamaForCausalLM, text: Tensor, settings: DemoSettings, on_step: Callable[[], None]
-) -> dict[str, Tensor]:
+def train_base(model: LlamaForCausalLM, text: Tensor, settings: DemoSettings, on_step: Callable[[], None]) -> dict[str, Tensor]:
     """Trains the untrained model in place and returns a copy of its weights."""
     generator = torch.Generator().manual_seed(_seed(settings, "base"))
     batches = (_sample(text, settings.batch, generator) for _ in range(settings.base_steps))
@@ -80,9 +76,7 @@ def train_founder(
     _train(model, batches(), lesson.steps, settings.founder_rate, on_step)
 
 
-def _train(
-    model: LlamaForCausalLM, batches: Iterable[Tensor], steps: int, rate: float, on_step: Callable[[], None]
-) -> None:
+def _train(model: LlamaForCausalLM, batches: Iterable[Tensor], steps: int, rate: float, on_step: Callable[[], None]) -> None:
     """Runs AdamW over the batches; the rate rises over the first tenth and then falls in a line to zero."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=BETAS, weight_decay=0.0)

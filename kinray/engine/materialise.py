@@ -116,9 +116,7 @@ class Materialiser:
     # -- one tensor
 
     def _run(self, plan: Sequence[Recipe], rows: Mapping[str, Float64], name: str) -> torch.Tensor:
-        uses = Counter(
-            parent.digest for node in plan if node.digest not in rows for parent in getattr(node, "parents", ())
-        )
+        uses = Counter(parent.digest for node in plan if node.digest not in rows for parent in getattr(node, "parents", ()))
         made: dict[str, torch.Tensor] = {}
         for node in plan:
             made[node.digest] = self._compute(node, rows, name, made)
@@ -129,9 +127,7 @@ class Materialiser:
                         made.pop(parent.digest, None)
         return made[plan[-1].digest]
 
-    def _compute(
-        self, node: Recipe, rows: Mapping[str, Float64], name: str, made: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _compute(self, node: Recipe, rows: Mapping[str, Float64], name: str, made: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if isinstance(node, Founder):
             return self._load(node.digest, name)
         if node.digest in rows:

@@ -76,9 +76,9 @@ class Scorer:
                 values = [
                     leaf.values(instances) for leaf, instances in zip(self._tasks.leaves, prepared.instances, strict=True)
                 ]
+                scores = _judge(self._tasks, split, values)
             except RunError as error:
                 return Failed(str(error))
-            scores = _judge(self._tasks, split, values)
         seconds |= {"prepare": ready - started, "evaluate": perf_counter() - ready}
         if any(math.isnan(task.score) for task in scores.values()):
             return Failed("the score is NaN")
@@ -116,6 +116,7 @@ class Scorer:
             samples=frozenset(leaf.items[split]),
             system_instruction=config.system_instruction,
             apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
             chat_template=self._lm.apply_chat_template if config.apply_chat_template else None,
             tokenizer_name=self._lm.tokenizer_name if config.apply_chat_template else "",
         )

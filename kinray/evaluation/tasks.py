@@ -4,7 +4,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from kinray.config import EvaluationConfig, TaskSpec
 from kinray.core.scores import TaskScore, standard_error
-from kinray.errors import TaskError, did_you_mean
+from kinray.errors import RunError, TaskError, did_you_mean
 
 Split = Literal["search", "holdout"]
 
-_UNBOUNDED = ("perplexity", "bits_per_byte", "likelihood", "ppl", "bleu", "chrf", "ter", "rouge", "brier", "mse", "mae")
-"""Parts of the names of metrics that do not lie between 0 and 1."""
+_UNBOUNDED = ("perplexity", "likelihood", "bleu", "chrf", "rouge")
+"""Parts of the names of metrics that do not lie between 0 and 1 though higher is better; ``bleu_acc`` and its like do."""
 
 _GROUPS = 20
 """Parts of the delete-a-group jackknife, for metrics that are no mean over items."""
@@ -53,8 +53,6 @@ class Leaf:
         for instance in instances:
             by_doc[instance.doc_id].append(instance)
         chosen = self.filter or next(iter(instances[0].filtered_resps))
-        if chosen not in instances[0].filtered_resps:
-            raise TaskError(f"Task '{self.name}' has no filter '{chosen}'.{did_you_mean(chosen, instances[0].filtered_resps)}")
         values = []
         for doc_id in sorted(by_doc):
             group = sorted(by_doc[doc_id], key=lambda instance: instance.idx)
@@ -157,13 +155,21 @@ def _manager(names: Sequence[str], paths: Sequence[str]) -> Any:
     include = [str(Path(path).resolve()) for path in paths]
     if include:
         manager = TaskManager(include_path=include, include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
+        if all(_indexed(name, manager.task_index) for name in names):
             return manager
     manager = TaskManager(include_path=include or None)
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(f"There is no lm-eval task '{name}'.{did_you_mean(name, manager.all_tasks)}")
     return manager
+
+
+def _indexed(name: str, index: Mapping[str, Any]) -> bool:
+    """Tell whether a task was found, and of a group all that it names too."""
+    if name not in index:
+        return False
+    members = (index[name].cfg or {}).get("task")
+    return not isinstance(members, list) or all(_indexed(member, index) for member in members if isinstance(member, str))
 
 
 def _leaves(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -> list[Leaf]:
@@ -185,13 +191,20 @@ def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: 
     if wanted and wanted not in better:
         raise TaskError(f"Task '{name}' has no metric '{wanted}'.{did_you_mean(wanted, better)}")
     metric = wanted or next(iter(better))
-    if spec.scale is None and (not better[metric] or any(part in metric.lower() for part in _UNBOUNDED)):
+    filters = [pipeline.name for pipeline in task._filters]
+    if chosen and chosen not in filters:
+        raise TaskError(f"Task '{name}' has no filter '{chosen}'.{did_you_mean(chosen, filters)}")
+    if spec.scale is None and not (better[metric] and _bounded(metric)):
         raise TaskError(f"Metric '{metric}' of task '{name}' is not between 0 and 1. Give the task a scale: [worst, best].")
     aggregate = task.aggregation().get(metric)
     from lm_eval.api.metrics import mean
 
     items = _split(name, len(task.eval_docs), spec.limit, config.holdout, seed)
     return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items)
+
+
+def _bounded(metric: str) -> bool:
+    return metric.endswith("acc") or not any(part in metric.lower() for part in _UNBOUNDED)
 
 
 def _split(name: str, count: int, limit: int | None, holdout: float, seed: int) -> dict[Split, list[int]]:
@@ -209,16 +222,22 @@ def _split(name: str, count: int, limit: int | None, holdout: float, seed: int) 
 
 def _score(leaf: Leaf, values: Sequence[Any]) -> tuple[float, float]:
     """Return score and standard error of one task; by the jackknife where the metric is no mean over items."""
-    score = float(leaf.aggregate(values))
+    score = _aggregate(leaf, values)
     if leaf.is_mean:
         return score, standard_error([_number(value) for value in values])
     groups = min(_GROUPS, len(values))
     parts = [
-        float(leaf.aggregate([value for place, value in enumerate(values) if place % groups != group]))
-        for group in range(groups)
+        _aggregate(leaf, [value for place, value in enumerate(values) if place % groups != group]) for group in range(groups)
     ]
     middle = math.fsum(parts) / groups
     return score, math.sqrt((groups - 1) / groups * math.fsum((part - middle) ** 2 for part in parts))
+
+
+def _aggregate(leaf: Leaf, values: Sequence[Any]) -> float:
+    try:
+        return float(leaf.aggregate(values))
+    except OverflowError as error:  # the perplexity of a model that knows nothing
+        raise RunError(f"{leaf.metric} of task '{leaf.name}' is too large for a number") from error
 
 
 def _number(value: Any) -> float:

@@ -66,4 +66,3 @@ def _config(arguments: argparse.Namespace) -> Config:
         return load_config(arguments.config, [*arguments.set, *output])
     with as_file(files("kinray.demo") / "demo.yaml") as path:
         return load_config(path, [*arguments.set, *output])
-

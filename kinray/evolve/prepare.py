@@ -83,12 +83,15 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
 
 def _open(config: Config, note: Note) -> Models:
     """Find all models, check that they fit from their headers, then identify them by their contents."""
-    places = [("base", locate(config.base, "base", config.base_revision), None)]
+    places: list[tuple[str, Path, Path | None]] = [("base", locate(config.base, "base", config.base_revision), None)]
     for spec in config.founders:
         folder = locate(spec.model, spec.name, spec.revision) if spec.model else places[0][1]
         adapter = locate(spec.adapter, spec.name) if spec.adapter else None
         places.append((spec.name, folder, adapter))
-    open_models([ModelSpec(Founder(f"{number:064x}", name), *place) for number, (name, *place) in enumerate(places)])
+    unidentified = [
+        ModelSpec(Founder(f"{number:064x}", name), folder, adapter) for number, (name, folder, adapter) in enumerate(places)
+    ]
+    open_models(unidentified)
     specs = []
     for name, folder, adapter in places:
         note(f"identifying {name}")

@@ -1,6 +1,5 @@
 """One session of a search: start the workers, run the population, compare on held-out items, export the best."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,18 +65,12 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
             policy.load_state_dict(state)
         handle = ray.put(statistics)
         searcher = PolicySearcher(policy, run, kinship, evaluators, handle, terminal, config.search.max_hours)
-        storage = os.path.abspath(run.path / "sessions" / _session_name(run))
         terminal.note("loading the model and the tasks into the evaluators")
-        run_population(searcher, statistics, storage, session.evaluators, config.cluster, terminal.interrupted)
+        run_population(searcher, statistics, run.next_session(), session.evaluators, config.cluster, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             return Finished(policy, statistics, None)
         terminal.note("comparing founders, average and best on all items that are left")
         return Finished(policy, statistics, _compare(prepared, run, policy, lambda jobs: evaluators.score_all(jobs, handle)))
-
-
-def _session_name(run: RunFolder) -> str:
-    folder = run.path / "sessions"
-    return f"session-{len(list(folder.iterdir())) + 1 if folder.is_dir() else 1}"
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:
@@ -85,9 +78,7 @@ def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics)
     values = []
     for metric in METRICS:
         matrix = kinship_matrix(metric, statistics)
-        values += [
-            (a, b, str(metric), float(matrix[i, j])) for i, a in enumerate(names) for j, b in enumerate(names) if i < j
-        ]
+        values += [(a, b, str(metric), float(matrix[i, j])) for i, a in enumerate(names) for j, b in enumerate(names) if i < j]
     run.record_kinship(0, values)
 
 
@@ -126,4 +117,3 @@ def _compare(
         for name, kind, _ in models
     ]
     return Leaderboard(entries, best.name, policy.population.gain(best))
-

@@ -47,14 +47,14 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
     pairs = list(combinations([founder.name for founder in prepared.founders], 2))
     first = len(pairs) * search.children_per_mating
     console.print("\n[bold]First generation[/]")
-    for number, (a, b) in enumerate(pairs):
-        low = number * search.children_per_mating + 1
-        names = f"g1-{low}" if search.children_per_mating == 1 else f"g1-{low} … g1-{low + search.children_per_mating - 1}"
-        console.print(f"  {names}  {a} × {b}")
+    for number, (a, b) in enumerate(pairs, 1):
+        names = ", ".join(f"g1-{number + round_ * len(pairs)}" for round_ in range(search.children_per_mating))
+        console.print(f"  {a} × {b}: {names}")
     later = search.k * (search.k - 1) // 2 + (search.policy == "kinship")
     items = prepared.tasks.count("search")
     table = Table(title="Cost", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
-    table.add_column(), table.add_column()
+    table.add_column()
+    table.add_column()
     table.add_row("founders to score", str(len(prepared.founders)))
     table.add_row("children in generation 1", str(first))
     table.add_row("children in each later one", f"at most {later * search.children_per_mating}")
@@ -118,17 +118,26 @@ def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
     board, policy = finished.leaderboard, finished.policy
     assert board is not None
     best = policy.population[board.best]
-    specs = prepared.models.specs
-    places = {spec.founder.digest: str(spec.adapter or spec.folder) for spec in specs}
-    for spec, given in zip(specs, [prepared.config.base, *(f.adapter or f.model for f in prepared.config.founders)], strict=True):
-        if not Path(given).is_dir():
-            places[spec.founder.digest] = given
+    places = _places(prepared)
     names = {child.recipe.digest: child.name for child in policy.population.children if child.generation}
     recipe = recipe_yaml(best.recipe, places, names, prepared.config.merge.dtype)
     founders = [founder.name for founder in prepared.founders]
     card = model_card(board, policy, finished.statistics, founders, places, recipe)
     export_model(prepared, best.recipe, finished.statistics, {"README.md": card, "recipe.yaml": recipe}, run.path / "best")
     return run.path / "best"
+
+
+def _places(prepared: Prepared) -> dict[str, str]:
+    """Name base and founders as a recipe does, by digest: hub ids as they were given, folders by path, adapters after a +."""
+    config = prepared.config
+    given = [(config.base, None), *((spec.model or config.base, spec.adapter) for spec in config.founders)]
+    places = {}
+    for spec, (model, adapter) in zip(prepared.models.specs, given, strict=True):
+        parts = [str(spec.folder) if Path(model).is_dir() else model]
+        if adapter is not None:
+            parts.append(str(spec.adapter) if Path(adapter).is_dir() else adapter)
+        places[spec.founder.digest] = "+".join(parts)
+    return places
 
 
 def _digests(prepared: Prepared) -> dict[str, str]:
@@ -145,4 +154,3 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-

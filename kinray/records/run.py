@@ -5,6 +5,7 @@
     samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
     kinship/*.parquet        the kinship values that each generation was mated by
     state.json               the search policy as it stood when its last generation was made
+    tune/                    what Ray Tune wrote in each session; nothing reads it back
     best/                    the exported best model
 """
 
@@ -133,6 +134,11 @@ class RunFolder:
         rows = [dict(zip(KINSHIP.names, value, strict=True)) for value in values]
         write_table(self.path / "kinship" / f"generation-{generation:04d}.parquet", rows, KINSHIP)
 
+    def next_session(self) -> Path:
+        """Name a folder for what Ray Tune writes in this session: ``tune/session-1``, then ``-2`` …"""
+        sessions = [int(folder.name.rpartition("-")[2]) for folder in (self.path / "tune").glob("session-*")]
+        return self.path / "tune" / f"session-{max(sessions, default=0) + 1}"
+
     # -- state of the policy
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -202,6 +208,7 @@ def _config_text(config: Config, digests: Mapping[str, str]) -> str:
 
 def _version(package: str) -> str:
     try:
-        return version(package)
+        found: str = version(package)
+        return found
     except PackageNotFoundError:
         return "not installed"

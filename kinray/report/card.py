@@ -58,7 +58,7 @@ def _scores(board: Leaderboard) -> str:
 
 def _lineage(best: Child, policy: TopK) -> str:
     if not isinstance(best.recipe, Merge):
-        return "The best model is a founder: no child beat it."
+        return "## Lineage\n\nThe best model is a founder: no child beat it."
     wanted = {node.digest for node in topological([best.recipe])}
     rows = []
     for child in policy.population.children:

@@ -80,7 +80,7 @@ class Terminal:
     def session(self, session: Any) -> None:
         """Take in what the workers are."""
         self._evaluators = session.evaluators
-        where = "GPU" if session.device == "cuda" else f"CPU, {session.threads} thread{'s'[: session.threads > 1]} each"
+        where = "GPU" if session.device == "cuda" else f"CPU, {session.threads} thread{'s'[: session.threads > 1]}"
         count = session.evaluators
         self.console.print(f"[bold]Workers[/] {count} evaluator{'s'[: count > 1]} ({where}), {session.shards} shard{'s'[: session.shards > 1]}")
 

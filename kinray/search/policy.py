@@ -8,6 +8,7 @@ G0 are the founders, G1 a merge of every pair of them, S the k best of all. Each
 was not merged before and, with kinship, the best of all with the model least akin to it.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from kinray.config import SearchConfig
 from kinray.core.methods import method_named
-from kinray.core.recipe import Founder, Merge, Recipe
+from kinray.core.recipe import MAX_DEPTH, Founder, Merge, Recipe
 from kinray.errors import RunError
 from kinray.search.population import Child, Operator, Outcome, Population
 from kinray.search.proposals import Proposer
@@ -124,8 +125,9 @@ class TopK:
         config = self._config
         if self.generation >= 2 and set(before) == set(self._top):
             return f"the top {len(self._top)} did not change in generation {self.generation}"
-        if config.max_generations is not None and self.generation >= config.max_generations:
-            return f"the budget of {config.max_generations} generations is spent"
+        generations = MAX_DEPTH if config.max_generations is None else config.max_generations
+        if self.generation >= generations:
+            return f"the budget of {generations} generations is spent"
         if config.max_children is not None and self.made() >= config.max_children:
             return f"the budget of {config.max_children} children is spent"
         if config.stop_kinship is not None and self.generation >= 1:
@@ -162,7 +164,7 @@ class TopK:
             for mate in self._mate_pool()
             if mate is not best and _pair(best, mate) not in self._mated | taken
         ]
-        defined = [(kinship, mate) for kinship, mate in candidates if kinship == kinship]  # noqa: PLR0124 (NaN test)
+        defined = [(kinship, mate) for kinship, mate in candidates if not math.isnan(kinship)]
         if not defined:
             return []
         sign = -1 if self._config.kinship == "ed" else 1
@@ -187,29 +189,34 @@ class TopK:
     # -- children
 
     def _children_of(self, matings: Sequence[Mating]) -> list[Child]:
+        """Make the children of a generation in rounds, one of each mating, so that a budget that ends cuts all alike."""
         made: list[Child] = []
-        budget = self._config.max_children
         counts: dict[Operator, int] = {"merge": 0, "exploration": 0}
-        for mating in matings:
-            for _ in range(self._config.children_per_mating):
-                if budget is not None and self.made() >= budget:
+        fertile = list(matings)
+        for _ in range(self._config.children_per_mating):
+            for mating in tuple(fertile):
+                if self._config.max_children is not None and self.made() >= self._config.max_children:
                     return made
                 if (recipe := self._new_recipe(mating)) is None:
-                    break
-                self._mated.add(_pair(mating.first, mating.second))
+                    fertile.remove(mating)
+                    continue
                 counts[mating.operator] += 1
-                child = Child(
-                    number=len(self.population.children),
-                    name=self._name(mating.operator, counts[mating.operator]),
-                    generation=self.generation,
-                    operator=mating.operator,
-                    recipe=recipe,
-                    parents=(mating.first.name, mating.second.name),
-                    kinship=mating.kinship,
-                )
-                self.population.add(child)
-                made.append(child)
+                made.append(self._add(mating, recipe, self._name(mating.operator, counts[mating.operator])))
         return made
+
+    def _add(self, mating: Mating, recipe: Recipe, name: str) -> Child:
+        child = Child(
+            number=len(self.population.children),
+            name=name,
+            generation=self.generation,
+            operator=mating.operator,
+            recipe=recipe,
+            parents=(mating.first.name, mating.second.name),
+            kinship=mating.kinship,
+        )
+        self._mated.add(_pair(mating.first, mating.second))
+        self.population.add(child)
+        return child
 
     def _name(self, operator: Operator, count: int) -> str:
         if operator == "merge":
@@ -272,7 +279,7 @@ def _child_state(child: Child) -> dict[str, Any]:
         "generation": child.generation,
         "operator": child.operator,
         "parents": list(child.parents),
-        "kinship": child.kinship,
+        "kinship": None if child.kinship is None or math.isnan(child.kinship) else child.kinship,
         "method": child.recipe.method,
         "params": {name: list(v) if isinstance(v, tuple) else v for name, v in child.recipe.params.items()},
         "from": [parent.digest for parent in child.recipe.parents],
@@ -286,6 +293,7 @@ def _read_child(entry: dict[str, Any], recipes: dict[str, Recipe], base: Founder
     recipe = Merge(entry["method"], parents, entry["params"], base if uses_base else None)
     if recipe.digest != entry["digest"]:
         raise RunError(f"The saved state of child {entry['name']} is damaged: its recipe does not have its digest.")
+    kinship = math.nan if entry["kinship"] is None else entry["kinship"]
     return Child(
-        entry["number"], entry["name"], entry["generation"], entry["operator"], recipe, tuple(entry["parents"]), entry["kinship"]
+        entry["number"], entry["name"], entry["generation"], entry["operator"], recipe, tuple(entry["parents"]), kinship
     )

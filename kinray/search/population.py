@@ -1,5 +1,6 @@
 """The population of a search: founders and children, their outcomes, and who ranks before whom."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -46,7 +47,7 @@ class Outcome:
         if isinstance(result, Failed):
             return cls(None, result.error)
         score = result.score
-        return cls(score) if score == score else cls(None, "the score is NaN")  # noqa: PLR0124 (NaN test)
+        return cls(None, "the score is NaN") if math.isnan(score) else cls(score)
 
 
 class Population:

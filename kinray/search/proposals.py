@@ -107,8 +107,9 @@ class OptunaProposer:
             value = space.value(recipe.params, dimension)
             if isinstance(dimension.free, Range):
                 free = dimension.free
-                params[key], distributions[key] = value, optuna.distributions.FloatDistribution(
-                    free.low, free.high, log=free.log
+                params[key], distributions[key] = (
+                    value,
+                    optuna.distributions.FloatDistribution(free.low, free.high, log=free.log),
                 )
             else:
                 choices = range(len(dimension.free))
@@ -128,9 +129,11 @@ def proposer_for(spaces: Sequence[MethodSpace], seed: int) -> Proposer:
 def _suggest(trial: "optuna.Trial", method: str, dimension: Dimension) -> Single:
     key, free = f"{method}.{dimension.key}", dimension.free
     if isinstance(free, Range):
-        return trial.suggest_float(key, free.low, free.high, log=free.log)
+        value: float = trial.suggest_float(key, free.low, free.high, log=free.log)
+        return value
     # Indices, since a categorical's choices are compared by value and 1 equals true.
-    return free[trial.suggest_categorical(key, range(len(free)))]
+    index: int = trial.suggest_categorical(key, range(len(free)))
+    return free[index]
 
 
 def _nothing_free(dimension: Dimension) -> Single:

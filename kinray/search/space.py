@@ -78,7 +78,7 @@ def _method_space(name: str, specs: Mapping[str, object]) -> MethodSpace:
             parameter = method.parameter(param)
             for key, one in _spread(method, parameter, spec).items():
                 _check(method, parameter, one)
-                if isinstance(one, Range) or isinstance(one, list):
+                if isinstance(one, Range | list):
                     free.append(Dimension(key, one))
                 else:
                     assert isinstance(one, bool | float)

@@ -1,5 +1,7 @@
-"""The merge methods, by name. To add one, write its function, declare it and name it here; tests/core/test_methods.py
-holds it to the laws of all methods."""
+"""The merge methods, by name.
+
+To add one, write its function, declare it and name it here; tests/core/test_method_laws.py holds it to the laws of all methods.
+"""
 
 from kinray.core.methods.declaration import LinearForm, Method, Parameter, Params, combine, gram_of
 from kinray.core.methods.linear import LINEAR, SLERP, TASK_ARITHMETIC

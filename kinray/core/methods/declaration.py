@@ -118,9 +118,7 @@ class Method:
         if isinstance(value, tuple):
             if not parameter.per_model or len(value) != parents:
                 expected = f"one value or {parents} (one for each model)" if parameter.per_model else "one value"
-                raise RecipeError(
-                    f"Parameter '{parameter.name}' of '{self.name}' has {len(value)} values. Give it {expected}."
-                )
+                raise RecipeError(f"Parameter '{parameter.name}' of '{self.name}' has {len(value)} values. Give it {expected}.")
             for entry in value:
                 parameter.check(self.name, entry)
             return value
@@ -129,9 +127,7 @@ class Method:
             return (float(value),) * parents if parameter.per_model else float(value)
         return value
 
-    def merge(
-        self, base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
-    ) -> torch.Tensor:
+    def merge(self, base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
         """Merge one tensor.
 
         Args:

@@ -31,15 +31,12 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     return torch.where(keep.reshape(delta.shape), delta, 0.0)
 
 
-def drop_at_random(
-    delta: torch.Tensor, density: float, parent: int, masks: MaskSource, *, rescale: bool
-) -> torch.Tensor:
+def drop_at_random(delta: torch.Tensor, density: float, parent: int, masks: MaskSource, *, rescale: bool) -> torch.Tensor:
     """Keep each element with probability ``density`` and, with ``rescale``, divide it by that (DARE, equation 2)."""
     if density >= 1.0:
         return delta
     keep = masks.uniform(parent, delta.numel(), delta.device).reshape(delta.shape) < density
-    kept = torch.where(keep, delta, 0.0)
-    return kept / density if rescale and density > 0.0 else kept
+    return torch.where(keep, delta / density if rescale and density > 0.0 else delta, 0.0)
 
 
 def elect_and_add(deltas: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
@@ -59,18 +56,14 @@ def elect_and_add(deltas: Sequence[torch.Tensor], weights: Sequence[float], *, n
     return total / torch.where(share.abs() < 1e-8, 1.0, share) if normalize else total
 
 
-def _ties(
-    base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
-) -> torch.Tensor:
+def _ties(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
     densities = numbers(params["density"])
     deltas = [keep_largest(parent - base, density) for parent, density in zip(parents, densities, strict=True)]
     merged = elect_and_add(deltas, numbers(params["weight"]), normalize=bool(params["normalize"]))
     return base + number(params["lambda"]) * merged
 
 
-def _dare_ties(
-    base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
-) -> torch.Tensor:
+def _dare_ties(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
     deltas = [
         drop_at_random(parent - base, density, index, masks, rescale=bool(params["rescale"]))
         for index, (parent, density) in enumerate(zip(parents, numbers(params["density"]), strict=True))

@@ -1,0 +1,1 @@
+"""Tests of kinray. Shared pieces are in ``tests.helpers``."""

@@ -1,0 +1,162 @@
+"""Which founders fit a base, what is left out of a merge, and how vocabularies are fitted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kinray.checkpoints.models import Models, open_models
+from kinray.errors import CheckpointError
+from tests.helpers import ARCHITECTURE, make_model, random_tensors, spec
+
+ROWS = {"embed.weight": 10, "lm_head.weight": 10}
+
+
+def shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    return {"embed.weight": (vocabulary, 4), "mlp.weight": (5, 4), "lm_head.weight": (vocabulary, 4)}
+
+
+def config(vocabulary: int = 10, **more: Any) -> dict[str, Any]:
+    return {"architectures": [ARCHITECTURE], "vocab_size": vocabulary, **more}
+
+
+def open_pair(
+    folder: Path, base: dict[str, Tensor], founder: dict[str, Tensor], ours: dict[str, Any], theirs: dict[str, Any]
+) -> Models:
+    """Write and open a base and one founder, 'chat'."""
+    return open_models(
+        [spec(make_model(folder / "base", base, ours)), spec(make_model(folder / "chat", founder, theirs))]
+    )
+
+
+def test_models_know_their_size(tmp_path: Path) -> None:
+    tensors = [random_tensors(seed, shapes(10)) for seed in range(2)]
+
+    models = open_pair(tmp_path, *tensors, config(), config())
+
+    assert models.parameters == 40 + 20 + 40
+    assert models.nbytes() == 2 * 4 * 100
+    assert models.digests == tuple(spec.founder.digest for spec in models.specs)
+    assert models.base.name == "base"
+    assert models.notices == []
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(0, shapes(10))
+
+    with pytest.raises(CheckpointError, match=f"'chat' is a OtherModel, but the base 'base' is a {ARCHITECTURE}"):
+        open_pair(tmp_path, tensors, random_tensors(1, shapes(10)), config(), {"architectures": ["OtherModel"]})
+
+
+def test_missing_tensor_is_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(0, shapes(10))
+    less = {name: tensor + 1 for name, tensor in tensors.items() if name != "mlp.weight"}
+
+    with pytest.raises(CheckpointError, match="'chat' has no tensor 'mlp.weight', which the base 'base' has"):
+        open_pair(tmp_path, tensors, less, config(), config())
+
+
+def test_extra_tensor_is_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(0, shapes(10))
+
+    with pytest.raises(CheckpointError, match="'chat' has tensor 'mlp.bias', which the base 'base' does not have"):
+        open_pair(tmp_path, tensors, tensors | {"mlp.bias": torch.ones(5)}, config(), config())
+
+
+def test_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    tensors = random_tensors(0, shapes(10))
+    wide = tensors | {"mlp.weight": torch.ones(6, 4)}
+
+    with pytest.raises(CheckpointError, match=r"'mlp.weight' has shape \(6, 4\) in 'chat' but \(5, 4\) in 'base'"):
+        open_pair(tmp_path, tensors, wide, config(), config())
+
+
+def test_wider_embedding_is_no_matter_of_vocabulary(tmp_path: Path) -> None:
+    wide = random_tensors(1, shapes(10)) | {"embed.weight": torch.ones(10, 5)}
+
+    with pytest.raises(CheckpointError, match=r"'embed.weight' has shape \(10, 5\) in 'chat' but \(10, 4\)"):
+        open_pair(tmp_path, random_tensors(0, shapes(10)), wide, config(), config())
+
+
+def test_rows_that_are_not_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has shape \(12, 4\) in 'chat' but \(10, 4\)"):
+        open_pair(tmp_path, random_tensors(0, shapes(10)), random_tensors(1, shapes(12)), config(), config(99))
+
+
+def test_larger_vocabulary_is_cut_to_the_base(tmp_path: Path) -> None:
+    base, founder = random_tensors(0, shapes(10)), random_tensors(1, shapes(13))
+
+    models = open_pair(tmp_path, base, founder, config(), config(13))
+
+    chat = models.sources[models.digests[1]]
+    assert models.notices == ["'chat' has 13 vocabulary rows, the base has 10: the last 3 are left out."]
+    for name in base:
+        assert torch.equal(chat.load(name), founder[name][: base[name].shape[0]])
+        assert chat.tensors[name].shape == tuple(base[name].shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_smaller_vocabulary_is_filled_from_the_base(tmp_path: Path, dtype: torch.dtype) -> None:
+    base, founder = random_tensors(0, shapes(10)), random_tensors(1, shapes(7), dtype)
+
+    models = open_pair(tmp_path, base, founder, config(), config(7))
+
+    embedding = models.sources[models.digests[1]].load("embed.weight")
+    assert models.notices == ["'chat' has 7 vocabulary rows, the base has 10: the missing 3 are taken from the base."]
+    assert embedding.dtype == dtype
+    assert torch.equal(embedding[:7], founder["embed.weight"])
+    assert torch.equal(embedding[7:], base["embed.weight"][7:].to(dtype))
+
+
+def test_vocabulary_may_stand_in_the_text_config(tmp_path: Path) -> None:
+    ours, theirs = ({"architectures": [ARCHITECTURE], "text_config": {"vocab_size": size}} for size in (10, 12))
+
+    models = open_pair(tmp_path, random_tensors(0, shapes(10)), random_tensors(1, shapes(12)), ours, theirs)
+
+    assert len(models.notices) == 1
+
+
+@pytest.mark.parametrize("text_config", [None, 5, {}])
+def test_text_config_may_say_nothing(tmp_path: Path, text_config: Any) -> None:
+    tensors = [random_tensors(seed, shapes(10)) for seed in range(2)]
+
+    models = open_pair(tmp_path, *tensors, config(text_config=text_config), config(text_config=text_config))
+
+    assert set(models.names) == set(shapes(10))
+
+
+@pytest.mark.parametrize("ties", [{"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": True}}])
+@pytest.mark.parametrize("founder_holds_it", [True, False])
+def test_tied_output_layer_is_left_out(tmp_path: Path, ties: dict[str, Any], founder_holds_it: bool) -> None:
+    tensors = random_tensors(0, shapes(10))
+    founder = {name: tensor + 1 for name, tensor in tensors.items() if founder_holds_it or name != "lm_head.weight"}
+
+    models = open_pair(tmp_path, tensors, founder, config(**ties), config(**ties))
+
+    assert set(models.names) == {"embed.weight", "mlp.weight"}
+
+
+def test_output_layer_that_is_not_tied_is_merged(tmp_path: Path) -> None:
+    tensors = [random_tensors(seed, shapes(10)) for seed in range(2)]
+
+    models = open_pair(tmp_path, *tensors, config(tie_word_embeddings=False), config())
+
+    assert "lm_head.weight" in models.names
+
+
+def test_caches_and_integer_buffers_are_left_out(tmp_path: Path) -> None:
+    weights = random_tensors(0, shapes(10))
+    buffers = {
+        "layers.0.rotary_emb.inv_freq": torch.ones(4),
+        "layers.0.rotary_emb.cos_cached": torch.ones(4),
+        "layers.0.rotary_emb.sin_cached": torch.ones(4),
+        "position_ids": torch.arange(4),
+        "mask": torch.ones(4, dtype=torch.bool),
+    }
+
+    models = open_pair(tmp_path, weights | buffers, {n: t + 1 for n, t in weights.items()}, config(), config())
+    assert set(models.names) == set(weights)
+    models = open_pair(tmp_path / "b", weights, {n: t + 1 for n, t in weights.items()} | buffers, config(), config())
+    assert set(models.names) == set(weights)

@@ -1,0 +1,214 @@
+"""The searcher between Tune and the policy, driven by hand: no Ray session, no models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from kinray.cluster.searcher import PolicySearcher
+from kinray.config import Config, parse_config
+from kinray.core.recipe import Recipe
+from kinray.core.scores import Failed, Result, Scored, TaskScore
+from kinray.records.run import RunFolder
+from kinray.search.policy import TopK
+from kinray.search.population import Child
+from kinray.search.proposals import proposer_for
+from kinray.search.space import search_space
+from tests.helpers import founder
+
+FOUNDERS = [founder(name) for name in ("ann", "bob", "cid")]
+
+
+class FakeEvaluators:
+    """Scores a recipe by its digest, or fails it."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.names = [f"evaluator-{number}" for number in range(slots)]
+        self.asked: list[str] = []
+        self.broken: set[str] = set()
+
+    def score_now(self, number: int, recipe: Recipe, statistics: Any) -> Result:
+        self.asked.append(recipe.digest)
+        if recipe.digest in self.broken:
+            return Failed("weights are NaN")
+        value = int(recipe.digest[:6], 16) / 0xFFFFFF
+        return Scored({"task": TaskScore(value, 0.1, ("0", "1"), (value, value))}, {"evaluate": 1.0})
+
+
+class FakeKinship:
+    """Kinship from the digests."""
+
+    def __init__(self) -> None:
+        self.asked: dict[tuple[str, str], float] = {}
+
+    def __call__(self, a: Recipe, b: Recipe) -> float:
+        value = (int(a.digest[:4], 16) ^ int(b.digest[:4], 16)) / 0xFFFF
+        self.asked[a.digest, b.digest] = value
+        return value
+
+    def prefetch(self, recipe: Recipe) -> None:
+        pass
+
+
+class Quiet:
+    """A watcher that only counts."""
+
+    def __init__(self) -> None:
+        self.remembered = 0
+
+    def generation(self, policy: TopK) -> None:
+        pass
+
+    def started(self, child: Child, evaluator: int) -> None:
+        pass
+
+    def finished(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> None:
+        self.remembered += remembered
+
+
+def a_config(folder: Path) -> Config:
+    return parse_config(
+        {
+            "base": "b",
+            "founders": ["ann", "bob", "cid"],
+            "tasks": ["task"],
+            "search": {"k": 2, "max_children": 8},
+            "merge": {"methods": {"slerp": {"t": {"low": 0.1, "high": 0.9}}, "linear": {}}},
+            "output": str(folder),
+        }
+    )
+
+
+def a_searcher(run: RunFolder, evaluators: FakeEvaluators) -> tuple[PolicySearcher, TopK, Quiet]:
+    proposer = proposer_for(search_space(run.config.merge.methods), seed=0)
+    kinship = FakeKinship()
+    policy = TopK(FOUNDERS, founder("base"), proposer, kinship, run.config.search)
+    if (state := run.load_state()) is not None:
+        policy.load_state_dict(state)
+    watcher = Quiet()
+    return PolicySearcher(policy, run, kinship, evaluators, None, watcher), policy, watcher  # type: ignore[arg-type]
+
+
+def play(searcher: PolicySearcher, stop_after: int = 10**9, reverse: bool = False) -> int:
+    """Act as Tune: keep two trials out, complete them in or against their order; return the number of trials."""
+    out: list[str] = []
+    trials = 0
+    while trials < stop_after:
+        config = searcher.suggest(f"trial-{trials}")
+        if isinstance(config, dict):
+            out.append(f"trial-{trials}")
+            trials += 1
+        elif out:
+            searcher.on_trial_complete(out.pop(-1 if reverse else 0), {"score": 0.0})
+        else:
+            assert config == Searcher.FINISHED
+            break
+    return trials
+
+
+def lineage(run: RunFolder) -> list[tuple[Any, ...]]:
+    return [(row["name"], row["digest"], row["parents"], row["kinship"], row["score"], row["gain"]) for row in run.rows()]
+
+
+def test_every_child_is_scored_once_and_recorded(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    evaluators = FakeEvaluators()
+    searcher, policy, _ = a_searcher(run, evaluators)
+
+    trials = play(searcher)
+
+    assert trials == len(run.rows()) == 3 + policy.made()
+    assert len(set(evaluators.asked)) == len(evaluators.asked) == trials
+    assert policy.finished
+
+
+def test_the_order_of_completion_does_not_change_the_records(tmp_path: Path) -> None:
+    tables = []
+    for number, reverse in enumerate((False, True)):
+        run = RunFolder.create(a_config(tmp_path / f"run{number}"), {})
+        play(a_searcher(run, FakeEvaluators())[0], reverse=reverse)
+        tables.append(lineage(run))
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("trials", [1, 4, 6, 9])
+@pytest.mark.parametrize("state_lost", [False, True])
+def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(tmp_path: Path, trials: int, state_lost: bool) -> None:
+    unbroken = RunFolder.create(a_config(tmp_path / "unbroken"), {})
+    play(a_searcher(unbroken, FakeEvaluators())[0])
+    cut = RunFolder.create(a_config(tmp_path / "cut"), {})
+    play(a_searcher(cut, FakeEvaluators())[0], stop_after=trials)
+    recorded = len(cut.rows())
+    cut.close()
+    if state_lost:
+        (tmp_path / "cut" / "state.json").unlink()
+
+    again = RunFolder.resume(tmp_path / "cut")
+    evaluators = FakeEvaluators()
+    searcher, _, watcher = a_searcher(again, evaluators)
+    play(searcher)
+
+    assert lineage(again) == lineage(unbroken)
+    assert len(evaluators.asked) == len(unbroken.rows()) - recorded
+    if state_lost:
+        assert watcher.remembered == recorded
+
+
+def test_a_trial_that_broke_is_a_failed_child_with_its_reason(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, policy, _ = a_searcher(run, FakeEvaluators())
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", None, error=True)
+
+    (row,) = run.rows()
+
+    assert (row["name"], row["status"], row["score"]) == ("ann", "failed", None)
+    assert "evaluator died" in row["error"]
+    assert policy.population.outcome("ann").score is None  # type: ignore[union-attr]
+
+
+def test_a_failed_child_is_never_a_parent(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    evaluators = FakeEvaluators()
+    evaluators.broken = {FOUNDERS[0].digest}
+    play(a_searcher(run, evaluators)[0])
+
+    assert all("ann" not in row["parents"] for row in run.rows())
+
+
+def test_an_error_while_recording_ends_the_search_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, _, _ = a_searcher(run, FakeEvaluators())
+    monkeypatch.setattr(run, "record", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    searcher.suggest("a")
+
+    searcher.on_trial_complete("a", {"score": 0.5})
+
+    assert isinstance(searcher.error, OSError)
+    assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_after_ctrl_c_nothing_new_is_started(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, _, _ = a_searcher(run, FakeEvaluators())
+    searcher.suggest("a")
+
+    searcher.interrupted = True
+
+    assert searcher.suggest("b") == Searcher.FINISHED
+    searcher.on_trial_complete("a", {"score": 0.5})
+    assert [row["name"] for row in run.rows()] == ["ann"]
+
+
+def test_kinship_values_of_a_mating_are_recorded_by_name(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    play(a_searcher(run, FakeEvaluators())[0])
+
+    values = {(row["a"], row["b"]): row["value"] for row in pq.read_table(run.path / "kinship").to_pylist()}
+
+    for row in run.rows():
+        if row["parents"]:
+            assert values[tuple(row["parents"])] == row["kinship"]

@@ -1,0 +1,87 @@
+"""A private Ray session, with real processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LISTENING = """
+import os
+from pathlib import Path
+from kinray.cluster.session import ray_session
+from kinray.config import ClusterConfig, EvaluationConfig
+
+def sockets():
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found.add((fields[1], fields[9]))
+    return found
+
+before = {address for address, _ in sockets()}
+with ray_session(ClusterConfig(), EvaluationConfig(device="cpu")) as session:
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    opened = {address for address, _ in sockets()} - before
+    print("session", session)
+    for address in sorted(opened):
+        print("socket", address.split(":")[0])
+print("left", [str(p) for p in Path("/tmp").glob(f"kinray-{os.getpid()}-*")])
+print("token", (Path.home() / ".ray" / "auth_token").exists())
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    home = tmp_path_factory.mktemp("home")
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "HOME": str(home)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_port_of_a_private_session_listens_on_this_machine_only(report: list[str]) -> None:
+    addresses = [line.split()[1] for line in report if line.startswith("socket")]
+
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses, "Ray opened no port?"
+    assert set(addresses) <= loopback
+
+
+def test_a_private_session_leaves_nothing_behind(report: list[str]) -> None:
+    assert "left []" in report
+    assert "token False" in report
+
+
+def test_without_gpus_each_evaluator_has_two_cores(report: list[str]) -> None:
+    import os
+
+    (session,) = (line for line in report if line.startswith("session"))
+
+    assert f"evaluators={max(1, len(os.sched_getaffinity(0)) // 2)}" in session
+    assert "shards=1" in session
+
+
+def test_folders_of_killed_sessions_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinray.cluster.session import _temporary_folder
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stale = Path(f"/tmp/kinray-{dead.pid}-stale")
+    stale.mkdir()
+
+    mine = _temporary_folder()
+
+    assert not stale.exists()
+    mine.rmdir()

@@ -1,0 +1,20 @@
+"""What holds for every test: a cache of its own, one thread, and the same Hypothesis draws in every run.
+
+``--hypothesis-profile=thorough`` draws more examples, new ones each time.
+"""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("kinray", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, max_examples=500, database=None)
+settings.load_profile("kinray")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep kinray's cache out of the home folder, and one test's cache from the next one's."""
+    monkeypatch.setenv("KINRAY_CACHE", str(tmp_path_factory.mktemp("cache")))

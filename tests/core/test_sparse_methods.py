@@ -1,0 +1,156 @@
+"""TIES and DARE-TIES, on examples worked by hand, against numpy, and in expectation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+from kinray.core.masks import HashedMasks
+from kinray.core.methods import METHODS, method_named
+from kinray.core.methods.sparse import drop_at_random, elect_and_add, keep_largest
+from kinray.core.recipe import ParamValue
+from kinray.core.statistics import Float64
+
+MASKS = HashedMasks("d" * 64, "mlp.weight")
+
+small = hnp.arrays(np.float32, st.integers(1, 30), elements=st.integers(-5, 5).map(float))
+densities = st.floats(0, 1)
+
+
+def numpy_trim(delta: Float64, density: float) -> Float64:
+    """Keep the first floor(density*n) of a stable sort by falling magnitude."""
+    kept = np.argsort(-np.abs(delta), kind="stable")[: int(density * delta.size)]
+    out = np.zeros_like(delta)
+    out[kept] = delta[kept]
+    return out
+
+
+def ties(base: Tensor, parents: list[Tensor], **params: ParamValue) -> Tensor:
+    named = {name.rstrip("_"): value for name, value in params.items()}
+    return METHODS["ties"].merge(base, parents, named, MASKS)
+
+
+@given(small, densities)
+def test_trim_keeps_the_largest_and_of_equals_the_first(delta: Float64, density: float) -> None:
+    got = keep_largest(torch.from_numpy(delta), density)
+
+    np.testing.assert_array_equal(got.numpy(), numpy_trim(delta, density))
+
+
+@given(st.integers(1, 200), densities)
+def test_trim_keeps_exactly_the_share_that_is_asked_for(count: int, density: float) -> None:
+    delta = torch.ones(count)
+
+    kept = keep_largest(delta, density)
+
+    assert kept[: int(density * count)].eq(1).all()
+    assert kept[int(density * count) :].eq(0).all()
+
+
+def test_trim_goes_over_the_whole_tensor_and_not_over_rows() -> None:
+    delta = torch.tensor([[5.0, 4.0, 3.0], [-2.0, 1.0, 0.5]])
+
+    assert keep_largest(delta, 0.5).tolist() == [[5, 4, 3], [0, 0, 0]]
+
+
+def test_ties_by_hand() -> None:
+    # Trimmed to 2 of 4:   a  [3, 0, -2, 0]    b  [-1, 0, -4, 0] -> b's largest are -4 and 2: [0, 2, -4, 0]
+    # Elected signs: [+, +, -, +]; means over those that agree: [3, 2, -3, 0].
+    base = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    a = base + torch.tensor([3.0, -0.5, -2.0, 1.0])
+    b = base + torch.tensor([-1.0, 2.0, -4.0, 0.5])
+
+    assert ties(base, [a, b], density=0.5).tolist() == [4, 3, -2, 1]
+
+
+def test_ties_elects_the_sign_of_the_larger_mass() -> None:
+    base = torch.zeros(3)
+    a, b, c = torch.tensor([3.0, 1.0, 1.0]), torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-1.0, 0.5, 0.0])
+
+    # Sums 1, -0.5, 0 (a sum of zero elects +); means of those that agree, zeros left out: 3, -2, 1.
+    assert ties(base, [a, b, c]).tolist() == [3, -2, 1]
+
+
+def test_ties_weights_enter_election_and_mean() -> None:
+    base = torch.zeros(2)
+    a, b = torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 3.0])
+
+    # Weighted 2, 2 and -1, 3: elected +, +; (2)/2 and (2 + 3)/(2 + 1).
+    torch.testing.assert_close(ties(base, [a, b], weight=(2.0, 1.0)), torch.tensor([1.0, 5 / 3]))
+
+
+def test_ties_without_normalize_adds_and_lambda_scales() -> None:
+    base = torch.full((2,), 10.0)
+    a, b = base + torch.tensor([1.0, 1.0]), base + torch.tensor([-3.0, 3.0])
+
+    assert ties(base, [a, b], normalize=False, lambda_=0.5).tolist() == [8.5, 12]
+
+
+@given(hnp.arrays(np.float64, (3, 12), elements=st.integers(-4, 4).map(float)), st.booleans())
+def test_elect_and_add_is_the_formula_in_numpy(deltas: Float64, normalize: bool) -> None:
+    weights = np.array([[0.5], [1.0], [2.0]])
+    weighted = weights * deltas
+    agrees = np.sign(weighted) == np.where(weighted.sum(0) >= 0, 1, -1)
+    total, share = (weighted * agrees).sum(0), (weights * agrees).sum(0)
+    expected = np.divide(total, share, out=np.zeros(12), where=share > 0) if normalize else total
+
+    got = elect_and_add([torch.from_numpy(row).float() for row in deltas], [0.5, 1.0, 2.0], normalize=normalize)
+
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_dare_keeps_the_share_that_is_asked_for(density: float) -> None:
+    kept = drop_at_random(torch.ones(100_000), density, 0, MASKS, rescale=False).mean()
+
+    five_errors = 5 * np.sqrt(density * (1 - density) / 100_000)
+    assert float(kept) == pytest.approx(density, abs=five_errors)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_expectation_of_a_rescaled_delta_is_the_delta(density: float) -> None:
+    delta = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    children = 4000
+
+    draws = [drop_at_random(delta, density, 0, HashedMasks(str(n), "t"), rescale=True) for n in range(children)]
+
+    errors = delta.abs() * np.sqrt((1 - density) / density / children)
+    assert ((torch.stack(draws).mean(0) - delta).abs() < 5 * errors).all()
+
+
+def test_dare_scales_what_it_keeps_or_leaves_it() -> None:
+    delta = torch.randn(1000, generator=torch.Generator().manual_seed(2))
+
+    plain = drop_at_random(delta, 0.25, 0, MASKS, rescale=False)
+    scaled = drop_at_random(delta, 0.25, 0, MASKS, rescale=True)
+
+    assert torch.equal(plain[plain != 0], delta[plain != 0])
+    assert torch.equal(scaled, plain * 4)
+
+
+def test_dare_ties_drops_different_elements_of_each_parent() -> None:
+    base, parent = torch.zeros(2000), torch.ones(2000)
+
+    child = METHODS["dare_ties"].merge(base, [parent, parent], {"density": 0.5, "rescale": False}, MASKS)
+
+    shares = [float((child == kept).float().mean()) for kept in (0, 1, 2)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.06)
+
+
+def test_dare_ties_at_full_density_is_ties() -> None:
+    generator = torch.Generator().manual_seed(3)
+    base, a, b = (torch.randn(50, generator=generator) for _ in range(3))
+
+    dare = METHODS["dare_ties"].merge(base, [a, b], {"normalize": True}, MASKS)
+
+    assert torch.equal(dare, ties(base, [a, b]))
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_ties"])
+def test_density_zero_leaves_the_base(name: str) -> None:
+    base, parent = torch.tensor([1.0, 2.0]), torch.tensor([5.0, -5.0])
+
+    assert torch.equal(method_named(name).merge(base, [parent, parent], {"density": 0.0}, MASKS), base)

@@ -1,0 +1,71 @@
+"""Which items a search sees and which are held out."""
+
+from pathlib import Path
+
+import pytest
+
+from kinray.errors import TaskError
+from kinray.evaluation.tasks import Leaf
+from tests.evaluation.tiny import load
+
+
+def items(tasks: list[Path], name: str = "demo_numbers", *, seed: int = 0, holdout: float = 0.5, limit: int | None = None) -> Leaf:
+    (leaf,) = load([{"name": name, "limit": limit}], tasks, seed=seed, holdout=holdout).leaves
+    return leaf
+
+
+def test_splits_are_disjoint_and_together_everything(tasks: list[Path]) -> None:
+    split = items(tasks, holdout=0.25).items
+
+    assert sorted(split["search"] + split["holdout"]) == list(range(40))
+    assert (len(split["search"]), len(split["holdout"])) == (30, 10)
+
+
+def test_items_are_drawn_over_the_whole_task_and_kept_in_order(tasks: list[Path]) -> None:
+    split = items(tasks, limit=10).items
+
+    assert split["search"] == sorted(split["search"]) != list(range(10))
+    assert split["holdout"] == sorted(split["holdout"])
+
+
+def test_one_seed_gives_one_split_and_another_seed_another(tasks: list[Path]) -> None:
+    assert items(tasks, seed=1).items == items(tasks, seed=1).items != items(tasks, seed=2).items
+
+
+def test_tasks_of_one_length_are_split_differently(tasks: list[Path]) -> None:
+    assert items(tasks, "demo_numbers").items != items(tasks, "demo_words").items
+
+
+def test_a_limit_never_moves_an_item_from_one_side_to_the_other(tasks: list[Path]) -> None:
+    whole = items(tasks).items
+
+    for limit in (2, 5, 10, 19, 20, 40):
+        limited = items(tasks, limit=limit).items
+        assert set(limited["search"]) <= set(whole["search"])
+        assert set(limited["holdout"]) <= set(whole["holdout"])
+
+
+def test_a_larger_limit_only_adds_items(tasks: list[Path]) -> None:
+    small, large = items(tasks, limit=6).items, items(tasks, limit=12).items
+
+    assert set(small["search"]) < set(large["search"])
+    assert set(small["holdout"]) < set(large["holdout"])
+
+
+@pytest.mark.parametrize(("holdout", "search", "held"), [(0.5, 8, 8), (0.2, 8, 2), (0.75, 8, 24), (0.0, 8, 0)])
+def test_a_limit_keeps_the_share_that_is_held_out(holdout: float, search: int, held: int, tasks: list[Path]) -> None:
+    split = items(tasks, holdout=holdout, limit=8).items
+
+    assert (len(split["search"]), len(split["holdout"])) == (search, held)
+
+
+def test_nothing_is_held_out_unless_asked(tasks: list[Path]) -> None:
+    split = items(tasks, holdout=0).items
+
+    assert split == {"search": list(range(40)), "holdout": []}
+
+
+@pytest.mark.parametrize("holdout", [0.01, 0.97])
+def test_a_task_too_small_to_split_is_refused(holdout: float, tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match=r"'demo_numbers' has 40 items: too few to search on \d+% and hold out \d+%"):
+        items(tasks, holdout=holdout)

@@ -1,0 +1,145 @@
+"""Loading tasks: names, metrics and scales, with errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from kinray.errors import TaskError
+from tests.evaluation.tiny import CHOICES, GENERATED, LIKELIHOOD, few_shot, load, write_task
+
+
+def test_a_task_brings_its_first_metric_and_all_of_its_items(tasks: list[Path]) -> None:
+    loaded = load(["demo_numbers"], tasks, holdout=0)
+
+    (leaf,) = loaded.leaves
+    assert (leaf.name, leaf.metric, leaf.filter, leaf.is_mean) == ("demo_numbers", "acc", None, True)
+    assert leaf.items["search"] == list(range(40))
+    assert loaded.count("search") == 40
+
+
+def test_few_shot_examples_may_be_asked_for_though_the_task_says_none(numbers: Path, words: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, "zero", CHOICES, numbers, **few_shot(numbers, words, 0))
+
+    kept = load(["zero"], [tmp_path]).leaves[0].task
+    asked = load([{"name": "zero", "num_fewshot": 2}], [tmp_path]).leaves[0].task
+
+    assert (kept.config.num_fewshot, asked.config.num_fewshot) == (0, 2)
+
+
+def test_an_unknown_task_gets_a_suggestion(tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match=r"no lm-eval task 'demo_numbres'\. Did you mean 'demo_numbers'\?"):
+        load(["demo_numbres"], tasks)
+
+
+def test_an_unknown_metric_gets_a_suggestion(tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match=r"'demo_words' has no metric 'ac'\. Did you mean 'acc'\? Known: acc\."):
+        load([{"name": "demo_words", "metric": "ac"}], tasks)
+
+
+def test_an_unknown_filter_gets_a_suggestion(tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match=r"'demo_words' has no filter 'nome'\. Did you mean 'none'\? Known: none\."):
+        load([{"name": "demo_words", "metric": "acc,nome"}], tasks)
+
+
+def test_a_filter_chooses_which_answers_count(words: Path, tmp_path: Path) -> None:
+    write_task(
+        tmp_path,
+        "two",
+        GENERATED,
+        words,
+        filter_list=[
+            {"name": "strict", "filter": [{"function": "take_first"}]},
+            {"name": "loose", "filter": [{"function": "take_first"}]},
+        ],
+    )
+
+    loaded = load([{"name": "two", "metric": "exact_match,loose"}], [tmp_path])
+
+    assert loaded.leaves[0].filter == "loose"
+
+
+@pytest.mark.parametrize("task", ["likelihood", "rolling"])
+def test_a_metric_without_bounds_needs_a_scale(task: str, tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match=r"perplexity' of task '\w+' is not between 0 and 1\. Give the task a scale"):
+        load([task], tasks)
+
+    assert load([{"name": task, "scale": [500, 1]}], tasks).count("search") == 20
+
+
+@pytest.mark.parametrize(("metric", "bounded"), [("bleu_acc", True), ("bleu_max", False), ("parameter_acc", True)])
+def test_a_share_of_right_answers_is_bounded_whatever_it_counts(
+    metric: str, bounded: bool, words: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "judge.py").write_text(f"def judge(doc, results):\n    return {{'{metric}': 1.0}}\n")
+    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
+    name = write_task(tmp_path, "own", GENERATED, words, metric_list=metrics)
+    file = tmp_path / "own.yaml"
+    file.write_text(f"{file.read_text()}process_results: !function judge.judge\n")
+
+    if bounded:
+        assert load([name], [tmp_path]).leaves[0].metric == metric
+    else:
+        with pytest.raises(TaskError, match=f"'{metric}' of task 'own' is not between 0 and 1"):
+            load([name], [tmp_path])
+
+
+def test_missing_data_are_an_error_of_the_task(tmp_path: Path) -> None:
+    write_task(tmp_path, "lost", CHOICES, tmp_path / "gone.jsonl")
+
+    with pytest.raises(TaskError, match=r"Task 'lost' cannot be loaded: FileNotFoundError: .*gone\.jsonl"):
+        load(["lost"], [tmp_path])
+
+
+def test_a_missing_task_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"task_paths: there is no folder .*nowhere"):
+        load(["demo_numbers"], [tmp_path / "nowhere"])
+
+
+def test_tasks_that_run_code_need_consent(numbers: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, "unsafe", CHOICES, numbers, unsafe_code=True)
+
+    with pytest.raises(TaskError, match="confirm_run_unsafe_code: true"):
+        load(["unsafe"], [tmp_path])
+
+    assert load(["unsafe"], [tmp_path], confirm_run_unsafe_code=True).count("search") == 20
+
+
+def test_a_task_may_stand_in_one_entry_only(tasks: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [demo_numbers, demo_words]\n")
+
+    with pytest.raises(TaskError, match=r"'demo_words' is named by two entries of tasks\. Name each task once"):
+        load(["demo_words", "both"], [*tasks, tmp_path])
+
+
+def test_a_group_of_ones_own_may_name_lm_evals_tasks(tasks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.tasks
+
+    (tmp_path / "mine.yaml").write_text("group: mine\ntask: [demo_words, winogrande]\n")
+    manager = lm_eval.tasks.TaskManager
+
+    def indexing(include_path: list[str], include_defaults: bool = True) -> object:
+        if include_defaults:
+            raise LookupError("indexing lm-eval's own tasks")
+        return manager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", indexing)
+    with pytest.raises(LookupError, match="indexing lm-eval's own"):
+        load(["mine"], [*tasks, tmp_path])
+
+
+def test_loading_leaves_lm_evals_ten_thousand_files_alone(tasks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.tasks
+
+    def indexing(*_: object, include_defaults: bool = True, **__: object) -> None:
+        raise AssertionError("indexed lm-eval's own tasks") if include_defaults else LookupError("as wanted")
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", indexing)
+    with pytest.raises(LookupError, match="as wanted"):
+        load(["demo_numbers"], tasks)
+
+
+def test_scaled_tasks_keep_lower_is_better_metrics(tasks: list[Path]) -> None:
+    (leaf,) = load([{"name": "likelihood", "scale": [500, 1]}], tasks).leaves
+
+    assert leaf.task.higher_is_better() == {"perplexity": False}
+    assert LIKELIHOOD["metric_list"][0]["metric"] == leaf.metric  # type: ignore[index]

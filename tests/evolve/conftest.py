@@ -1,0 +1,88 @@
+"""The demo's models with a few training steps, and a way to run ``kinray evolve`` as a user does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kinray.demo.founders import DemoFiles, build_demo
+from kinray.demo.settings import DemoSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+    """Four tiny models and three tasks; hardly trained, so that they are there in a few seconds."""
+    lessons = tuple(replace(lesson, steps=8) for lesson in DemoSettings().lessons)
+    settings = DemoSettings(
+        lessons=lessons, base_steps=40, hidden_size=64, intermediate_size=128, layers=2, training_items=1000
+    )
+    return build_demo(tmp_path_factory.mktemp("demo"), lambda message, fraction: None, settings)
+
+
+@pytest.fixture
+def config(demo: DemoFiles, tmp_path: Path) -> dict[str, Any]:
+    """A small search over the demo's models, as a user would write it."""
+    return {
+        "base": str(demo.base),
+        "founders": [{"name": name, "model": str(folder)} for name, folder in demo.founders.items()],
+        "tasks": [{"name": "demo_numbers", "limit": 40}, {"name": "demo_words", "limit": 40}],
+        "task_paths": [str(demo.tasks)],
+        "search": {"k": 3, "max_children": 6},
+        "merge": {
+            "methods": {"task_arithmetic": {"lambda": {"low": 0.5, "high": 1.5}}, "ties": {"density": 0.5}},
+            "dtype": "float32",
+        },
+        "evaluation": {"batch_size": 64},
+        "output": str(tmp_path / "run"),
+    }
+
+
+class Evolve:
+    """Runs ``python -m kinray.evolve`` in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+    def write(self, config: dict[str, Any]) -> str:
+        """Write a configuration file and return its path."""
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return str(path)
+
+    def __call__(self, *arguments: str, timeout: float = 180) -> "subprocess.CompletedProcess[str]":
+        """Run to the end."""
+        command = [sys.executable, "-m", "kinray.evolve", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, cwd=self.folder, env=self.environment, check=False
+        )
+
+    def until(self, happened: Callable[[], bool], send: signal.Signals, *arguments: str) -> tuple[int, str]:
+        """Run, send a signal as soon as something has happened, and return exit code and output."""
+        command = [sys.executable, "-m", "kinray.evolve", *arguments]
+        with (self.folder / "output.txt").open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=self.folder, env=self.environment, start_new_session=True
+            )
+            deadline = time.monotonic() + 120
+            while not happened() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(send)
+            code = process.wait(timeout=120)
+        return code, (self.folder / "output.txt").read_text()
+
+
+@pytest.fixture
+def evolve(tmp_path: Path) -> Evolve:
+    """Run ``kinray evolve`` from a folder of the test's own."""
+    return Evolve(tmp_path)

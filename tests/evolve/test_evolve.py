@@ -1,0 +1,164 @@
+"""``python -m kinray.evolve`` from end to end, with real processes: Ray, Tune, lm-eval, transformers."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from kinray.records.tables import TIMES
+from tests.evolve.conftest import Evolve
+
+
+def children(run: Path) -> list[dict[str, Any]]:
+    """Read the children table without what differs between two runs of one search."""
+    rows = pq.read_table(run / "children").to_pylist()
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One unbroken run, which several tests look at."""
+    from tests.evolve.conftest import config as make
+
+    folder = tmp_path_factory.mktemp("finished")
+    settings = make.__wrapped__(demo, folder)  # type: ignore[attr-defined]
+    evolve = Evolve(folder)
+    done = evolve(evolve.write(settings))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", settings, done.stdout
+
+
+def test_a_search_fills_its_run_folder(finished: Any) -> None:
+    run, _, output = finished
+    rows = children(run)
+
+    assert [row["generation"] for row in rows[:3]] == [0, 0, 0]
+    assert 4 <= sum(row["generation"] > 0 for row in rows) <= 6
+    assert {row["status"] for row in rows} == {"scored"}
+    assert {"score/demo_numbers", "score/demo_words", "recipe", "kinship", "gain"} <= set(rows[0])
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert resolved["search"]["k"] == 3 and "versions" in resolved["run"]
+    assert "Leaderboard" in output and "held-out" in output and "Warning" not in output
+
+
+def test_hyperparameters_lie_where_the_configuration_says(finished: Any) -> None:
+    merged = [row for row in children(finished[0]) if row["method"]]
+
+    for row in merged:
+        params = json.loads(row["params"])
+        if row["method"] == "ties":
+            assert params == {"density": [0.5, 0.5]}
+        else:
+            assert row["method"] == "task_arithmetic" and 0.5 <= params["lambda"] <= 1.5
+    assert len({row["digest"] for row in merged}) == len(merged)
+
+
+def test_samples_average_to_the_scores(finished: Any) -> None:
+    run, _, _ = finished
+    for row in children(run):
+        table = pq.read_table(run / "samples" / f"{row['name']}.parquet").to_pylist()
+        for task in ("demo_numbers", "demo_words"):
+            scores = [sample["score"] for sample in table if sample["task"] == task]
+            assert len(scores) == 40
+            assert sum(scores) / len(scores) == pytest.approx(row[f"score/{task}"])
+
+
+def test_the_exported_best_is_the_child_that_was_scored(finished: Any) -> None:
+    """Stock lm-eval on the exported folder, loaded by transformers, gives every item the score that the search gave it."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    run, settings, _ = finished
+    rows = children(run)
+    best = max(rows, key=lambda row: (row["score"], -row["number"]))
+    samples = pq.read_table(run / "samples" / f"{best['name']}.parquet").to_pylist()
+    items = {task: [int(s["item"]) for s in samples if s["task"] == task] for task in ("demo_numbers", "demo_words")}
+
+    results = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(run / "best"), "dtype": "float32"},
+        tasks=list(items),
+        samples=items,
+        batch_size=64,
+        device="cpu",
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=settings["task_paths"], include_defaults=False),
+    )
+
+    for task, own in items.items():
+        stock = {sample["doc_id"]: sample["acc"] for sample in results["samples"][task]}
+        ours = {int(s["item"]): s["score"] for s in samples if s["task"] == task}
+        assert len(own) == 40 and ours == stock
+
+
+def test_the_export_is_a_whole_hugging_face_folder(finished: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    best = finished[0] / "best"
+    model = AutoModelForCausalLM.from_pretrained(best)
+    tokens = AutoTokenizer.from_pretrained(best)("The largest of 82 2 62 32 is", return_tensors="pt")
+
+    assert model.dtype == torch.float32
+    assert torch.isfinite(model(tokens["input_ids"]).logits).all()
+    card = (best / "README.md").read_text()
+    assert "## Lineage" in card and "## Scores" in card and "## Kinship" in card
+
+
+def test_other_numbers_of_workers_give_the_same_search(finished: Any, config: dict[str, Any], evolve: Evolve) -> None:
+    done = evolve(evolve.write(config), "--set", "cluster.evaluators=2", "--set", "cluster.shards=3")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, expected = children(Path(config["output"])), children(finished[0])
+    assert [row.pop("kinship") for row in ours] == pytest.approx([row.pop("kinship") for row in expected], abs=1e-12)
+    assert ours == expected
+
+
+def test_a_killed_run_resumes_to_the_same_table(finished: Any, config: dict[str, Any], evolve: Evolve) -> None:
+    run = Path(config["output"])
+    code, _ = evolve.until((run / "samples" / "g1-1.parquet").exists, signal.SIGKILL, evolve.write(config))
+    assert code == -signal.SIGKILL
+
+    done = evolve("--resume", str(run))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert children(run) == children(finished[0])
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_table(finished: Any, config: dict[str, Any], evolve: Evolve) -> None:
+    run = Path(config["output"])
+    code, output = evolve.until((run / "samples" / "g1-1.parquet").exists, signal.SIGINT, evolve.write(config))
+    assert code == 130, output
+    assert f"kinray evolve --resume {run}" in output
+    assert not (run / "best").exists()
+
+    done = evolve("--resume", str(run))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert children(run) == children(finished[0])
+    assert json.loads((run / "best" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_finished_run_can_be_shown_again(finished: Any, evolve: Evolve) -> None:
+    run, _, output = finished
+    before = children(run)
+
+    done = evolve("--resume", str(run))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert children(run) == before
+    board = output[output.index("Leaderboard") :]
+    assert board.splitlines()[:6] == done.stdout[done.stdout.index("Leaderboard") :].splitlines()[:6]
+
+
+def test_a_dry_run_prints_the_first_generation_and_the_cost_and_writes_nothing(config: dict[str, Any], evolve: Evolve) -> None:
+    done = evolve(evolve.write(config), "--dry-run", "--set", "search.children_per_mating=2")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "numbers × letters: g1-1, g1-4" in done.stdout
+    assert "80 (40 of demo_numbers, 40 of demo_words)" in done.stdout
+    assert not Path(config["output"]).exists()

@@ -1,0 +1,98 @@
+"""A search without models: made-up scores and kinships, and a loop that asks and tells in any order."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kinray.config import MergeConfig, SearchConfig
+from kinray.core.recipe import Merge, Recipe
+from kinray.search.policy import Kinship, TopK
+from kinray.search.population import Child, Outcome
+from kinray.search.proposals import Proposer, proposer_for
+from kinray.search.space import search_space
+from tests.helpers.recipes import founder
+
+Score = Callable[[Child], float | None]
+FIXED: Mapping[str, Any] = {"slerp": {"t": 0.5}}
+
+
+def proposer(methods: Mapping[str, Any] = FIXED, seed: int = 0) -> Proposer:
+    return proposer_for(search_space(MergeConfig(methods=dict(methods)).methods), seed)
+
+
+def policy(
+    founders: list[str],
+    between: Kinship = lambda a, b: 0.5,
+    methods: Mapping[str, Any] = FIXED,
+    seed: int = 0,
+    **settings: Any,
+) -> TopK:
+    """Make a fresh policy over made-up founders."""
+    models = [founder(name) for name in founders]
+    return TopK(models, founder("base"), proposer(methods, seed), between, SearchConfig(**settings), seed)
+
+
+def outcome(score: float | None) -> Outcome:
+    return Outcome(None, "it broke") if score is None else Outcome(score)
+
+
+def run(search: TopK, score: Score) -> TopK:
+    """Score one child after the other until the search ends."""
+    while (child := search.ask()) is not None:
+        search.tell(child.name, outcome(score(child)))
+    assert search.finished
+    return search
+
+
+def run_shuffled(search: TopK, score: Score, order: random.Random) -> TopK:
+    """Keep some children out at a time and tell their scores in a drawn order, some of them twice."""
+    out: list[Child] = []
+    while not search.finished:
+        child = search.ask() if order.random() < 0.6 or not out else None
+        if child is not None:
+            out.append(child)
+        elif out:
+            done = out.pop(order.randrange(len(out)))
+            for _ in range(order.choice([1, 1, 2])):
+                search.tell(done.name, outcome(score(done)))
+    assert not out
+    return search
+
+
+def lineage(search: TopK) -> list[tuple[Any, ...]]:
+    """Say everything that a search made, in order."""
+    return [
+        (child.number, child.name, child.operator, child.parents, child.recipe) for child in search.population.children
+    ]
+
+
+def parents_of(search: TopK, generation: int) -> dict[str, tuple[str, ...]]:
+    """Name the children of one generation and their parents."""
+    return {child.name: child.parents for child in search.population.children if child.generation == generation}
+
+
+def chance(*place: object) -> float:
+    """Return a number in [0, 1) that depends on ``place`` alone."""
+    return int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:6], "big") / 2**48
+
+
+def chance_kinship(seed: int) -> Kinship:
+    """Make up symmetric kinships with ties, one in eight undefined."""
+
+    def between(a: Recipe, b: Recipe) -> float:
+        value = chance("kinship", seed, *sorted((a.digest, b.digest)))
+        return float("nan") if value < 1 / 8 else round(2 * value - 1, 1)
+
+    return between
+
+
+def chance_score(seed: int, failing: float = 0.1) -> Score:
+    """Make up scores with ties; children get better with depth for a while, and some fail."""
+
+    def score(child: Child) -> float | None:
+        if isinstance(child.recipe, Merge) and chance("failure", seed, child.recipe.digest) < failing:
+            return None
+        return round(chance("score", seed, child.recipe.digest) + 0.2 * min(child.recipe.depth, 4), 1)
+
+    return score

@@ -1,0 +1,144 @@
+"""Proposals of hyperparameters: within the space, from the seed, and the same after a restart."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinray.core.recipe import Merge
+from kinray.search.proposals import FixedProposer, OptunaProposer, Proposal, Proposer
+from tests.helpers.recipes import founder
+from tests.helpers.search import proposer
+
+PARENTS = (founder("a"), founder("b"))
+T = {"slerp": {"t": {"low": 0.2, "high": 0.8}}}
+MIXED: Mapping[str, Any] = {
+    "slerp": {"t": {"low": 0.2, "high": 0.8}},
+    "linear": {"weight": {"models": [1, {"low": 0.5, "high": 2}]}, "normalize": [True, False]},
+    "ties": {"density": {"low": 0.01, "high": 1, "log": True}, "lambda": [0.5, 1.0], "normalize": True},
+}
+
+
+def recipe(proposal: Proposal) -> Merge:
+    return Merge(proposal[0], PARENTS, proposal[1])
+
+
+def first(search: Proposer, count: int) -> list[Proposal]:
+    return [search.propose(number, 0) for number in range(count)]
+
+
+def test_nothing_open_is_always_the_same() -> None:
+    fixed = proposer({"ties": {"density": 0.5}})
+
+    assert isinstance(fixed, FixedProposer)
+    assert first(fixed, 3) == [("ties", {"density": (0.5, 0.5)})] * 3
+
+
+@pytest.mark.parametrize("methods", [T, {"slerp": {}, "linear": {}}, {"ties": {"normalize": [True, False]}}])
+def test_anything_open_is_asked_of_optuna(methods: Mapping[str, Any]) -> None:
+    assert isinstance(proposer(methods), OptunaProposer)
+
+
+def test_proposals_stay_in_the_space_of_their_method() -> None:
+    search = proposer(MIXED)
+    seen: dict[str, int] = dict.fromkeys(MIXED, 0)
+
+    for number in range(60):
+        method, params = search.propose(number, 0)
+        search.learn(recipe((method, params)), math.sin(number))
+        seen[method] += 1
+        match method:
+            case "slerp":
+                assert params.keys() == {"t"}
+                assert 0.2 <= float(params["t"]) <= 0.8  # type: ignore[arg-type]
+            case "linear":
+                assert params.keys() == {"weight", "normalize"}
+                assert params["normalize"] in (True, False)
+                assert isinstance(params["normalize"], bool)
+                one, other = params["weight"]  # type: ignore[misc]
+                assert one == 1.0
+                assert 0.5 <= other <= 2
+            case "ties":
+                assert params.keys() == {"density", "lambda", "normalize"}
+                assert all(0.01 <= density <= 1 for density in params["density"])  # type: ignore[union-attr]
+                assert params["lambda"] in (0.5, 1.0)
+                assert params["normalize"] is True
+    assert min(seen.values()) > 0
+
+
+def test_logarithmic_range_is_explored_by_orders_of_magnitude() -> None:
+    search = proposer({"task_arithmetic": {"lambda": {"low": 1e-4, "high": 1, "log": True}}})
+
+    values = [float(params["lambda"]) for _, params in first(search, 200)]  # type: ignore[arg-type]
+
+    assert statistics.median(values) == pytest.approx(0.01, rel=1)
+    assert min(values) < 1e-3
+    assert max(values) > 0.1
+
+
+def test_proposals_follow_seed_number_and_attempt() -> None:
+    assert first(proposer(MIXED, seed=1), 8) == first(proposer(MIXED, seed=1), 8)
+    assert first(proposer(MIXED, seed=1), 8) != first(proposer(MIXED, seed=2), 8)
+    search = proposer(T)
+    assert search.propose(5, 0) != search.propose(5, 1) != search.propose(6, 0)
+
+
+def test_gains_are_learnt_from() -> None:
+    search = proposer(T)
+    misses = []
+    for number in range(50):
+        proposal = search.propose(number, 0)
+        misses.append(abs(float(proposal[1]["t"]) - 0.7))  # type: ignore[arg-type]
+        search.learn(recipe(proposal), -misses[-1])
+
+    assert statistics.mean(misses[-20:]) < 0.11  # at random: 0.22
+
+
+generations = st.lists(
+    st.lists(st.tuples(st.integers(0, 2), st.none() | st.floats(-1, 1)), min_size=1, max_size=5), min_size=1, max_size=6
+)
+
+
+@pytest.mark.parametrize(
+    "methods", [T, MIXED, {"slerp": {"t": [0.3, 0.5]}, "linear": {}}], ids=["range", "mixed", "choices"]
+)
+@given(generations)
+def test_taught_anew_it_goes_on_as_the_first(
+    methods: Mapping[str, Any], history: list[list[tuple[int, float | None]]]
+) -> None:
+    """Each child of a generation: how many proposals were turned down before it, and its gain."""
+    one = proposer(methods, seed=3)
+    number, learnt = 0, []
+    for generation in history:
+        made = []
+        for turned_down, gain in generation:
+            for attempt in range(turned_down + 1):
+                proposal = one.propose(number, attempt)
+            made.append((recipe(proposal), gain))
+            number += 1
+        for child, gain in made:
+            one.learn(child, gain)
+        learnt += made
+
+    other = proposer(methods, seed=3)
+    for child, gain in learnt:
+        other.learn(child, gain)
+
+    for attempt in (0, 1, 0):
+        assert other.propose(number, attempt) == one.propose(number, attempt)
+
+
+def test_taught_anew_it_goes_on_after_many_children() -> None:
+    one, other = proposer(MIXED), proposer(MIXED)
+    for number in range(30):
+        child = recipe(one.propose(number, 0))
+        one.propose(number, 1)
+        gain = None if number % 7 == 0 else math.cos(number)
+        one.learn(child, gain)
+        other.learn(child, gain)
+
+    assert first(one, 5) == first(other, 5)
