@@ -55,9 +55,7 @@ def imports_of(tree: ast.AST, package: str) -> Iterator[str]:
 
 def named_imports() -> list[tuple[Path, str, str]]:
     """List (file, its part, imported module) over all of kinray."""
-    return [
-        (file, part_of(file), module) for file in FILES for module in imports_of(ast.parse(file.read_text()), str(file))
-    ]
+    return [(file, part_of(file), module) for file in FILES for module in imports_of(ast.parse(file.read_text()), str(file))]
 
 
 def test_every_part_has_its_layer() -> None:
@@ -101,9 +99,7 @@ def run_python(program: str) -> str:
 
 
 def test_importing_kinray_is_quick_and_light() -> None:
-    program = (
-        "import sys, time; t = time.perf_counter(); import kinray; s = time.perf_counter() - t; print(s, *sys.modules)"
-    )
+    program = "import sys, time; t = time.perf_counter(); import kinray; s = time.perf_counter() - t; print(s, *sys.modules)"
 
     seconds, *modules = run_python(program).split()
 

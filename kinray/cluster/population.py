@@ -11,7 +11,7 @@ from ray import tune
 
 from kinray.cluster.searcher import PolicySearcher
 from kinray.cluster.trial import ChildTrial
-from kinray.config import ClusterConfig
+from kinray.config import Config
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
 
@@ -24,7 +24,7 @@ def run_population(
     statistics: Statistics,
     folder: Path,
     slots: int,
-    cluster: ClusterConfig,
+    config: Config,
     on_interrupt: Callable[[], None],
 ) -> None:
     """Let Tune score children until the policy has finished, or the user interrupts.
@@ -34,7 +34,7 @@ def run_population(
         statistics: of the founders.
         folder: for what Tune writes; it is never read back.
         slots: children scored at once.
-        cluster: how often a trial is tried again.
+        config: how often a trial is tried again, and where children are logged.
         on_interrupt: called at the first Ctrl-C, which lets children in flight finish; a second one stops at once.
 
     Raises:
@@ -60,7 +60,8 @@ def run_population(
             name=folder.name,
             storage_path=str(folder.parent.absolute()),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=cluster.retries),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.retries),
+            callbacks=[_logger(name, Path(config.output).name) for name in config.loggers],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
@@ -72,6 +73,17 @@ def run_population(
                 raise RunError(f"Ray Tune stopped: {str(error).strip().splitlines()[-1][:300]}") from error
     if searcher.error is not None:
         raise searcher.error
+
+
+def _logger(name: str, project: str) -> Any:
+    """Make one of Tune's callbacks; the run folder's name becomes the experiment's."""
+    if name == "mlflow":
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return MLflowLoggerCallback(experiment_name=project)
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    return WandbLoggerCallback(project=project, excludes=["recipe"])
 
 
 def _name(trial: Any) -> str:

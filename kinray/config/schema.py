@@ -237,6 +237,8 @@ class Config(Section):
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    loggers: list[Literal["mlflow", "wandb"]] = []
+    """Where else every child's scores are logged, through Ray Tune; their own environment variables configure them."""
     output: str = "runs/search"
     """The run folder."""
     seed: int = Field(default=0, ge=0, lt=2**32)

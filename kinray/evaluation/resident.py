@@ -61,7 +61,9 @@ class ResidentModel:
         for name, tensor in tensors:
             made = perf_counter()
             if not torch.isfinite(tensor).all():
-                raise RunError(f"tensor '{name}' of the child holds NaN or infinity in {str(self.dtype).removeprefix('torch.')}")
+                raise RunError(
+                    f"tensor '{name}' of the child holds NaN or infinity in {str(self.dtype).removeprefix('torch.')}"
+                )
             assert name in missing, f"tensor {name} was written twice"
             missing.remove(name)
             self._places[name].copy_(tensor)

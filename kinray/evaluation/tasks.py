@@ -127,9 +127,7 @@ class TaskSet:
         return sum(task.count(split) for task in self.tasks)
 
 
-def load_tasks(
-    specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int
-) -> TaskSet:
+def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int) -> TaskSet:
     """Load tasks and their data, check their metrics and split their items.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from kinray.checkpoints.header import DTYPE_BYTES
@@ -71,6 +72,9 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
             f"search.children_per_mating is {config.search.children_per_mating}, but merge.methods leaves nothing open, so "
             "the children of a mating would be equal. Give a parameter a range, or name a second method."
         )
+    for logger in config.loggers:
+        if find_spec(logger) is None:
+            raise ConfigError(f"loggers: {logger} is not installed. Install it: pip install -c constraints.txt -e '.[{logger}]'")
     if fresh:
         check_vacant(Path(config.output))
     models = _open(config, note)

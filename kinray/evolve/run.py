@@ -66,7 +66,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         handle = ray.put(statistics)
         searcher = PolicySearcher(policy, run, kinship, evaluators, handle, terminal, config.search.max_hours)
         terminal.note("loading the model and the tasks into the evaluators")
-        run_population(searcher, statistics, run.next_session(), session.evaluators, config.cluster, terminal.interrupted)
+        run_population(searcher, statistics, run.next_session(), session.evaluators, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             return Finished(policy, statistics, None)
         terminal.note("comparing founders, average and best on all items that are left")

@@ -177,17 +177,26 @@ def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
     file = path / "config.yaml"
     if not file.is_file():
         raise RunError(f"{path} holds no run (there is no {file.name} in it). Name the folder that --output named.")
-    data = read_yaml(file.read_text(), str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read: {error}.") from error
+    data = read_yaml(text, str(file))
     about = data.pop("run", None) if isinstance(data, dict) else None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise RunError(f"{path} is a run of format {found}, this version of kinray reads format {FORMAT}.")
-    return parse_config(data, str(file)).model_copy(update={"output": str(path)}), dict(about["digests"])
+    if not isinstance(about.get("digests"), dict):
+        raise RunError(f"{file} does not say which weights the run was begun with: its 'run' has no 'digests'.")
+    return parse_config(data, str(file)).model_copy(update={"output": str(path)}), about["digests"]
 
 
 def _lock(path: Path) -> IO[str]:
     """Claim the folder for this process; the claim ends with the process, however that ends."""
-    stream = (path / ".lock").open("w")
+    try:
+        stream = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"Cannot write the run folder {path}: {error.strerror}.") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

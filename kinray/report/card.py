@@ -6,11 +6,10 @@ import yaml
 
 from kinray.core.kinship import METRICS, kinship_matrix
 from kinray.core.recipe import Merge, topological
-from kinray.core.scores import Scored
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Leaderboard
 from kinray.report.recipe_yaml import founders_of
-from kinray.report.terminal import conclusions, describe
+from kinray.report.wording import conclusions, describe, failures, score_of
 from kinray.search.policy import TopK
 from kinray.search.population import Child
 
@@ -34,8 +33,8 @@ def model_card(
     front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {best.name}\n\nFound by [kinray](https://pypi.org/project/kinray), a search over merges of fine-tuned language models "
-        f"that is guided by model kinship. Base: `{base}`.",
+        f"# {best.name}\n\nFound by kinray, a search over merges of fine-tuned language models that is guided by model kinship. "
+        f"Base: `{base}`.",
         _scores(board),
         "\n".join(conclusions(board)),
         _lineage(best, policy),
@@ -46,14 +45,18 @@ def model_card(
 
 
 def _scores(board: Leaderboard) -> str:
+    """Write the scores on the items that count by task, and the means on all splits."""
     tasks = list(next((e.search.tasks for e in board.entries if e.search), {}))
-    head = ["model", "", *(f"{task} (held out)" for task in tasks), "held-out mean", "search mean"]
+    held = any(entry.holdout for entry in board.entries)
+    head = ["model", "", *(f"{task} ({'held out' if held else 'search'})" for task in tasks)]
     rows = []
     for entry in board.entries:
-        held = entry.holdout
-        cells = [_number(held, task) for task in tasks]
-        rows.append([entry.name, entry.kind, *cells, _number(held), _number(entry.search)])
-    return "## Scores\n\n" + _table(head, rows)
+        judged = board.judged(entry)
+        cells = [score_of(judged.tasks[task] if judged else None) for task in tasks]
+        means = [score_of(scored) for scored in ([entry.holdout, entry.search] if held else [entry.search])]
+        rows.append([entry.name, entry.kind, *cells, *means])
+    failed = "".join(f"\n\n{entry.name} could not be scored: {error}" for entry, error in failures(board))
+    return "## Scores\n\n" + _table([*head, *(["held-out mean"] if held else []), "search mean"], rows) + failed
 
 
 def _lineage(best: Child, policy: TopK) -> str:
@@ -84,13 +87,6 @@ def _kinship(statistics: Statistics, names: Sequence[str]) -> str:
         for j, b in enumerate(names[:i]):
             rows.append([f"{b} × {a}", *(f"{matrices[metric][i, j]:.4f}" for metric in METRICS)])
     return "## Kinship of the founders\n\n" + _table(["pair", *METRICS], rows)
-
-
-def _number(scored: Scored | None, task: str | None = None) -> str:
-    if scored is None:
-        return ""
-    value = scored if task is None else scored.tasks[task]
-    return f"{value.score:.3f} ± {value.stderr:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,7 +34,7 @@ def train(base: Path, folder: Path, **settings: Any) -> dict[str, Tensor]:
     torch.manual_seed(1)
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.requires_grad:
                 weight.copy_(torch.randn_like(weight) * 0.3)
     model.save_pretrained(folder)
@@ -104,9 +104,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
         ({"peft_type": "IA3"}, "is an adapter of type 'IA3', not LORA"),
     ],
 )
-def test_adapter_that_cannot_be_merged_is_refused(
-    base: Path, adapter: Path, change: dict[str, Any], message: str
-) -> None:
+def test_adapter_that_cannot_be_merged_is_refused(base: Path, adapter: Path, change: dict[str, Any], message: str) -> None:
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
 
@@ -166,5 +164,5 @@ def test_adapter_in_a_pickle_is_refused(base: Path, adapter: Path) -> None:
 
 
 def test_folder_without_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot read .*adapter_config.json: No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*adapter_config.json: No such file"):
         open_model(base, tmp_path, "chat")

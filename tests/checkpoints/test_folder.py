@@ -38,7 +38,7 @@ def test_folder_loads_what_safetensors_loads(tmp_path: Path, shards: int, dtype:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Model 'math': there is no folder .*/gone"):
+    with pytest.raises(CheckpointError, match=r"Model 'math': there is no folder .*/gone"):
         open_checkpoint(tmp_path / "gone", "math")
 
 
@@ -87,14 +87,14 @@ def test_adapter_in_the_place_of_a_model(tmp_path: Path, config: bool) -> None:
     if config:
         (tmp_path / "config.json").write_text(json.dumps(CONFIG))
 
-    with pytest.raises(CheckpointError, match="adapter. ?.*[Nn]ame it under 'adapter'"):
+    with pytest.raises(CheckpointError, match=r"adapter. ?.*[Nn]ame it under 'adapter'"):
         open_checkpoint(tmp_path, "m")
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
 
-    with pytest.raises(CheckpointError, match="has no .safetensors file"):
+    with pytest.raises(CheckpointError, match=r"has no .safetensors file"):
         open_checkpoint(tmp_path, "m")
     save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="holds no tensors"):
@@ -105,9 +105,7 @@ def test_several_files_without_an_index(tmp_path: Path) -> None:
     make_model(tmp_path, random_tensors(0), shards=2)
     (tmp_path / "model.safetensors.index.json").unlink()
 
-    with pytest.raises(
-        CheckpointError, match=r"has 2 safetensors files \(model-00001-of-00002.safetensors, .*\) and no index"
-    ):
+    with pytest.raises(CheckpointError, match=r"has 2 safetensors files \(model-00001-of-00002.safetensors, .*\) and no index"):
         open_checkpoint(tmp_path, "m")
 
 
@@ -173,7 +171,7 @@ def test_tensor_that_is_not_in_the_shard_of_the_index(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m", random_tensors(0))
     write_index(folder, {"scale": "model.safetensors", "ghost": "model.safetensors"})
 
-    with pytest.raises(CheckpointError, match="says that model.safetensors holds 'ghost', but it does not"):
+    with pytest.raises(CheckpointError, match=r"says that model.safetensors holds 'ghost', but it does not"):
         open_checkpoint(folder, "m")
 
 
@@ -182,7 +180,7 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
     save_file({"scale": torch.ones(1), "b": torch.ones(1)}, folder / "more.safetensors")
     write_index(folder, {"norm.weight": "model.safetensors", "b": "more.safetensors"})
 
-    with pytest.raises(CheckpointError, match="'scale' is in model.safetensors and in more.safetensors"):
+    with pytest.raises(CheckpointError, match=r"'scale' is in model.safetensors and in more.safetensors"):
         open_checkpoint(folder, "m")
 
 
@@ -204,7 +202,5 @@ def test_locate_finds_folders_and_explains_the_rest(tmp_path: Path) -> None:
     assert locate(str(tmp_path), "m") == tmp_path.resolve()
     with pytest.raises(CheckpointError, match="is a folder; a revision belongs to a hub id"):
         locate(str(tmp_path), "m", revision="main")
-    with pytest.raises(
-        CheckpointError, match="Model 'm': there is no folder .*/gone. Check the path, or name a hub id"
-    ):
+    with pytest.raises(CheckpointError, match=r"Model 'm': there is no folder .*/gone. Check the path, or name a hub id"):
         locate(str(tmp_path / "gone"), "m")

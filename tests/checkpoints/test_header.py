@@ -107,9 +107,7 @@ def test_header_that_lies_is_refused(tmp_path: Path, header: Any, size: int, mes
 
 @pytest.mark.parametrize("length", [3, 100, 1 << 40, (1 << 64) - 1])
 def test_header_beyond_the_end_of_the_file_is_refused(tmp_path: Path, length: int) -> None:
-    with pytest.raises(
-        CheckpointError, match=f"not a whole safetensors file: it has 10 bytes and names a header of {length}"
-    ):
+    with pytest.raises(CheckpointError, match=f"not a whole safetensors file: it has 10 bytes and names a header of {length}"):
         read_header(literal(tmp_path, b"{}", length=length))
 
 
@@ -128,14 +126,14 @@ def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
     for size in range(len(whole)):
         (tmp_path / "m.safetensors").write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="m.safetensors"):
+        with pytest.raises(CheckpointError, match=r"m.safetensors"):
             read_header(tmp_path / "m.safetensors")
 
 
 def test_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Cannot read .*: No such file"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*: No such file"):
         read_header(tmp_path / "missing.safetensors")
-    with pytest.raises(CheckpointError, match="Cannot read .*: Is a directory"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*: Is a directory"):
         read_header(tmp_path)
 
 

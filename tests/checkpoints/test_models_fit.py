@@ -26,9 +26,7 @@ def open_pair(
     folder: Path, base: dict[str, Tensor], founder: dict[str, Tensor], ours: dict[str, Any], theirs: dict[str, Any]
 ) -> Models:
     """Write and open a base and one founder, 'chat'."""
-    return open_models(
-        [spec(make_model(folder / "base", base, ours)), spec(make_model(folder / "chat", founder, theirs))]
-    )
+    return open_models([spec(make_model(folder / "base", base, ours)), spec(make_model(folder / "chat", founder, theirs))])
 
 
 def test_models_know_their_size(tmp_path: Path) -> None:
@@ -54,14 +52,14 @@ def test_missing_tensor_is_refused(tmp_path: Path) -> None:
     tensors = random_tensors(0, shapes(10))
     less = {name: tensor + 1 for name, tensor in tensors.items() if name != "mlp.weight"}
 
-    with pytest.raises(CheckpointError, match="'chat' has no tensor 'mlp.weight', which the base 'base' has"):
+    with pytest.raises(CheckpointError, match=r"'chat' has no tensor 'mlp.weight', which the base 'base' has"):
         open_pair(tmp_path, tensors, less, config(), config())
 
 
 def test_extra_tensor_is_refused(tmp_path: Path) -> None:
     tensors = random_tensors(0, shapes(10))
 
-    with pytest.raises(CheckpointError, match="'chat' has tensor 'mlp.bias', which the base 'base' does not have"):
+    with pytest.raises(CheckpointError, match=r"'chat' has tensor 'mlp.bias', which the base 'base' does not have"):
         open_pair(tmp_path, tensors, tensors | {"mlp.bias": torch.ones(5)}, config(), config())
 
 

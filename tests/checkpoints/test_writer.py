@@ -48,7 +48,7 @@ def test_safetensors_reads_back_the_same_bits(tmp_path: Path, dtype: str) -> Non
 
 
 def test_several_shards_have_an_index(tmp_path: Path) -> None:
-    tensors = random_tensors(0, {name: (8,) for name in "abcde"})
+    tensors = random_tensors(0, dict.fromkeys("abcde", (8,)))
 
     write(tmp_path, tensors, "float32", shard_bytes=64)
 
@@ -97,7 +97,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
             yield name, tensor
             del tensor
 
-    write_weights(tmp_path, {name: (4,) for name in "abc"}, "float32", tensors())
+    write_weights(tmp_path, dict.fromkeys("abc", (4,)), "float32", tensors())
 
     assert set(read_all(tmp_path)) == {"a", "b", "c"}
 
@@ -105,7 +105,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
 
-    with pytest.raises(RunError, match="4.00 GB are needed and 0.00 GB are free"):
+    with pytest.raises(RunError, match=r"4.00 GB are needed and 0.00 GB are free"):
         write_weights(tmp_path, {"a": (1000, 1000, 1000)}, "float32", iter(()))
 
     assert list(tmp_path.iterdir()) == []
@@ -132,6 +132,12 @@ def test_folder_appears_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def _write_and_stop(target: Path) -> None:
+    with folder_replacing(target) as temporary:
+        (temporary / "a").write_text("new")
+        raise KeyboardInterrupt("stop")
+
+
 @pytest.mark.parametrize("there_before", [True, False])
 def test_failure_leaves_what_was_there(tmp_path: Path, there_before: bool) -> None:
     target = tmp_path / "model"
@@ -139,9 +145,8 @@ def test_failure_leaves_what_was_there(tmp_path: Path, there_before: bool) -> No
         target.mkdir()
         (target / "a").write_text("old")
 
-    with pytest.raises(KeyboardInterrupt, match="stop"), folder_replacing(target) as temporary:
-        (temporary / "a").write_text("new")
-        raise KeyboardInterrupt("stop")
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        _write_and_stop(target)
 
     left = {file.relative_to(tmp_path): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
     assert left == ({Path("model/a"): "old"} if there_before else {})

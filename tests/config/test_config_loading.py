@@ -74,14 +74,14 @@ def test_file_that_cannot_be_used(tmp_path: Path, text: str | bytes, message: st
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Cannot read the configuration .*gone.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"Cannot read the configuration .*gone.yaml: No such file"):
         load_config(tmp_path / "gone.yaml")
-    with pytest.raises(ConfigError, match="Cannot read the configuration .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"Cannot read the configuration .*: Is a directory"):
         load_config(tmp_path)
 
 
 def test_problems_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="search.yaml: unknown key 'sed'. Did you mean 'seed'"):
+    with pytest.raises(ConfigError, match=r"search.yaml: unknown key 'sed'. Did you mean 'seed'"):
         load(tmp_path, TEXT + "sed: 1")
 
 

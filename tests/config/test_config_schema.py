@@ -78,7 +78,7 @@ def test_forms_of_a_hyperparameter() -> None:
         ({"serch": {}}, "'serch'. Did you mean 'search'"),
         ({"search": {"max_childs": 3}}, "'search.max_childs'. Did you mean 'max_children'"),
         ({"merge": {"method": {}}}, "'merge.method'. Did you mean 'methods'"),
-        ({"merge": {"methods": {"slerp": {"t": {"low": 0, "high": 1, "loga": True}}}}}, "t.loga'. Did you mean 'log'"),
+        ({"merge": {"methods": {"slerp": {"t": {"lowe": 0, "high": 1}}}}}, "'merge.methods.slerp.t.lowe'. Did you mean 'low'"),
         ({"founders": [{"model": "a", "revison": "x"}, "b"]}, "'founders.0.revison'. Did you mean 'revision'"),
         ({"tasks": [{"name": "a", "wieght": 2}]}, "'tasks.0.wieght'. Did you mean 'weight'"),
         ({"cluster": {"xyz": 2}}, "'cluster.xyz'. Known: address, evaluators, retries, shards"),

@@ -29,9 +29,7 @@ def spread(request: pytest.FixtureRequest) -> float:
 def models(spread: float, tmp_path: Path) -> Models:
     """Three founders near the base (slerp is linear), or far from it and from each other (slerp turns)."""
     base = random_tensors(0)
-    founders = [
-        {name: base[name] + spread * delta for name, delta in random_tensors(seed).items()} for seed in (1, 2, 3)
-    ]
+    founders = [{name: base[name] + spread * delta for name, delta in random_tensors(seed).items()} for seed in (1, 2, 3)]
     return family(tmp_path, [base, *founders])
 
 
@@ -83,7 +81,7 @@ def test_kinship_of_founders(models: Models, members: Members, kinship_map: Kins
 def test_kinship_of_a_child_with_every_founder(
     models: Models, members: Members, kinship_map: KinshipMap, method: str, params: dict[str, float]
 ) -> None:
-    base, f1, f2, f3 = members
+    _, f1, f2, f3 = members
     child = merge(method, f1, f2, **params)
 
     for other in (f1, f2, f3):
@@ -136,9 +134,7 @@ def test_order_of_the_pair_does_not_matter(members: Members, kinship_map: Kinshi
     assert kinship_map.between("pcc", child, f3) == pytest.approx(kinship_map.between("pcc", f3, child), abs=1e-12)
 
 
-def test_child_outside_the_family_needs_to_be_measured(
-    models: Models, members: Members, kinship_map: KinshipMap
-) -> None:
+def test_child_outside_the_family_needs_to_be_measured(models: Models, members: Members, kinship_map: KinshipMap) -> None:
     base, f1, f2, f3 = members
     child = merge("ties", f1, f2, base=base, density=0.5)
     with pytest.raises(MissingProduct, match="products not measured") as missing:

@@ -182,9 +182,7 @@ def test_values_out_of_range_are_refused(method: Method) -> None:
 def test_wrong_number_of_values_is_refused(method: Method) -> None:
     for parameter in method.parameters:
         expected = r"one value or 2 \(one for each model\)" if parameter.per_model else "one value"
-        with pytest.raises(
-            RecipeError, match=f"'{parameter.name}' of '{method.name}' has 3 values. Give it {expected}"
-        ):
+        with pytest.raises(RecipeError, match=f"'{parameter.name}' of '{method.name}' has 3 values. Give it {expected}"):
             method.resolve({parameter.name: (0.5, 0.5, 0.5)}, 2)
 
 
@@ -204,5 +202,5 @@ def test_too_many_and_too_few_models_are_refused(method: Method) -> None:
 
 
 def test_unknown_method_gets_a_suggestion() -> None:
-    with pytest.raises(RecipeError, match="no merge method 'slerpp'. Did you mean 'slerp'"):
+    with pytest.raises(RecipeError, match=r"no merge method 'slerpp'. Did you mean 'slerp'"):
         method_named("slerpp")

@@ -103,9 +103,7 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, bad: float, who: s
     tensors[0 if who == "base" else 2]["mlp.weight"][1, 2] = bad
     models = family(tmp_path, tensors)
 
-    with pytest.raises(
-        CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"
-    ):
+    with pytest.raises(CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"):
         gram_pass(models, models.names)
 
 

@@ -196,9 +196,7 @@ def test_unknown_founder_is_refused(models: Models) -> None:
 def test_another_base_is_refused(models: Models) -> None:
     _, f1, f2, f3 = founders(models)
 
-    with pytest.raises(
-        RecipeError, match="A 'ties' of the recipe takes deltas against 'f3' .*, but the base is 'base'"
-    ):
+    with pytest.raises(RecipeError, match=r"A 'ties' of the recipe takes deltas against 'f3' .*, but the base is 'base'"):
         next(Materialiser(models).tensors(merge("ties", f1, f2, base=f3), torch.float32))
 
 

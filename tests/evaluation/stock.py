@@ -27,7 +27,6 @@ class StockResult:
         return [sample[metric] for sample in sorted(self.samples, key=lambda sample: int(sample["doc_id"]))]
 
 
-
 def simple_evaluate(
     folder: Path,
     tasks: Mapping[str, Sequence[int] | None],

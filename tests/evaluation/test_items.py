@@ -9,7 +9,9 @@ from kinray.evaluation.tasks import Leaf
 from tests.evaluation.tiny import load
 
 
-def items(tasks: list[Path], name: str = "demo_numbers", *, seed: int = 0, holdout: float = 0.5, limit: int | None = None) -> Leaf:
+def items(
+    tasks: list[Path], name: str = "demo_numbers", *, seed: int = 0, holdout: float = 0.5, limit: int | None = None
+) -> Leaf:
     (leaf,) = load([{"name": name, "limit": limit}], tasks, seed=seed, holdout=holdout).leaves
     return leaf
 

@@ -103,7 +103,7 @@ def test_the_jackknife_by_groups_agrees_with_the_delta_method(tasks: list[Path])
 
 
 def test_a_metric_of_pairs_is_lm_evals_own(words: Path, tmp_path: Path) -> None:
-    from sklearn.metrics import matthews_corrcoef
+    from sklearn.metrics import matthews_corrcoef  # type: ignore[import-untyped]
 
     metrics = [{"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]
     write_task(tmp_path, "pairs", CHOICES, words, metric_list=metrics)

@@ -69,7 +69,10 @@ def test_every_child_is_asked_with_the_same_examples(scorer: Scorer, specs: list
 
 
 def test_the_seed_decides_which_examples_are_shown(specs: list[ModelSpec], tasks: list[Path]) -> None:
-    scores = [likelihoods(Scorer(specs, None, configure([LIKELIHOODS], tasks, seed=seed), "cpu").score(specs[1].founder)) for seed in (0, 0, 1)]
+    scores = [
+        likelihoods(Scorer(specs, None, configure([LIKELIHOODS], tasks, seed=seed), "cpu").score(specs[1].founder))
+        for seed in (0, 0, 1)
+    ]
 
     assert scores[0] == scores[1] != scores[2]
 
@@ -164,9 +167,7 @@ def test_prompts_go_through_the_chat_template_as_in_lm_eval(
     folder = write_merged(tmp_path / "chat", specs[1].founder, specs, torch.float32)
     (folder / "chat_template.jinja").write_text(template)
     write_task(tmp_path, "chat", LIKELIHOOD, numbers, **few_shot(numbers, words, 2))
-    config = configure(
-        [{"name": "chat", "scale": [0, 1]}], [tmp_path], apply_chat_template=True, system_instruction=system
-    )
+    config = configure([{"name": "chat", "scale": [0, 1]}], [tmp_path], apply_chat_template=True, system_instruction=system)
 
     ours = Scorer([spec(folder), *specs[1:]], None, config, "cpu").score(specs[1].founder)
 

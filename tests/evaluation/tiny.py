@@ -76,9 +76,7 @@ def questions(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def load(
-    tasks: Sequence[str | dict[str, Any]], paths: Sequence[Path], *, seed: int = 0, **evaluation: Any
-) -> TaskSet:
+def load(tasks: Sequence[str | dict[str, Any]], paths: Sequence[Path], *, seed: int = 0, **evaluation: Any) -> TaskSet:
     """Load tasks as a configuration would name them."""
     specs = [TaskSpec.model_validate(task) for task in tasks]
     return load_tasks(specs, [str(path) for path in paths], EvaluationConfig(**evaluation), seed)

@@ -133,6 +133,10 @@ def misspelt_key(config: Config, folder: Path) -> None:
     config["serach"] = config.pop("search")
 
 
+def logger_not_installed(config: Config, folder: Path) -> None:
+    config["loggers"] = ["wandb"]
+
+
 CASES: list[tuple[Spoil, str]] = [
     (missing_folder, "there is no folder /no/such/folder"),
     (not_a_model_folder, "has no config.json"),
@@ -154,6 +158,7 @@ CASES: list[tuple[Spoil, str]] = [
     (only_pickles, "a pickle.*Convert it"),
     (another_run, "already holds a run"),
     (output_is_a_file, "Cannot write the run folder"),
+    (logger_not_installed, "wandb is not installed. Install it"),
     (misspelt_key, "unknown key 'serach'. Did you mean 'search'"),
 ]
 

@@ -20,9 +20,7 @@ VOCABULARY = 10
 SHAPES = {"embed.weight": (VOCABULARY, 6), "norm.weight": (6,), "mlp.weight": (5, 6), "scale": (1,)}
 
 
-def make_model(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, shards: int = 1
-) -> Path:
+def make_model(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, shards: int = 1) -> Path:
     """Write a model folder with safetensors' own writer; several shards get an index."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {"architectures": [ARCHITECTURE], "vocab_size": VOCABULARY} if config is None else dict(config)

@@ -62,9 +62,7 @@ def run_shuffled(search: TopK, score: Score, order: random.Random) -> TopK:
 
 def lineage(search: TopK) -> list[tuple[Any, ...]]:
     """Say everything that a search made, in order."""
-    return [
-        (child.number, child.name, child.operator, child.parents, child.recipe) for child in search.population.children
-    ]
+    return [(child.number, child.name, child.operator, child.parents, child.recipe) for child in search.population.children]
 
 
 def parents_of(search: TopK, generation: int) -> dict[str, tuple[str, ...]]:

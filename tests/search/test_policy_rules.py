@@ -151,9 +151,7 @@ def test_pool_of_the_generation_holds_no_older_models() -> None:
 
 def test_children_of_one_mating_differ_in_hyperparameters() -> None:
     search = run(
-        policy(
-            ABC, kin({}), methods={"slerp": {"t": {"low": 0.1, "high": 0.9}}}, children_per_mating=3, max_generations=2
-        ),
+        policy(ABC, kin({}), methods={"slerp": {"t": {"low": 0.1, "high": 0.9}}}, children_per_mating=3, max_generations=2),
         scores({"g1-2": 0.9}),
     )
 
@@ -262,13 +260,11 @@ def test_generation_that_failed_as_a_whole_ends_the_search() -> None:
 
 @pytest.mark.parametrize("failed", [{"a": None, "b": None}, {"a": None, "b": None, "c": None}])
 def test_fewer_than_two_founders_are_an_error_with_the_causes(failed: dict[str, None]) -> None:
-    with pytest.raises(RunError, match="Fewer than two founders could be scored, .*: it broke."):
+    with pytest.raises(RunError, match=r"Fewer than two founders could be scored, .*: it broke."):
         run(policy(ABC), scores(failed))
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0.5, Outcome(0.5)), (float("nan"), Outcome(None, "the score is NaN"))]
-)
+@pytest.mark.parametrize(("value", "expected"), [(0.5, Outcome(0.5)), (float("nan"), Outcome(None, "the score is NaN"))])
 def test_a_score_that_is_no_number_is_a_failure(value: float, expected: Outcome) -> None:
     assert Outcome.of(Scored({"t": TaskScore(value, 0.1, ("0",), (value,))})) == expected
     assert Outcome.of(Failed("out of memory")) == Outcome(None, "out of memory")

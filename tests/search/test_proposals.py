@@ -103,13 +103,9 @@ generations = st.lists(
 )
 
 
-@pytest.mark.parametrize(
-    "methods", [T, MIXED, {"slerp": {"t": [0.3, 0.5]}, "linear": {}}], ids=["range", "mixed", "choices"]
-)
+@pytest.mark.parametrize("methods", [T, MIXED, {"slerp": {"t": [0.3, 0.5]}, "linear": {}}], ids=["range", "mixed", "choices"])
 @given(generations)
-def test_taught_anew_it_goes_on_as_the_first(
-    methods: Mapping[str, Any], history: list[list[tuple[int, float | None]]]
-) -> None:
+def test_taught_anew_it_goes_on_as_the_first(methods: Mapping[str, Any], history: list[list[tuple[int, float | None]]]) -> None:
     """Each child of a generation: how many proposals were turned down before it, and its gain."""
     one = proposer(methods, seed=3)
     number, learnt = 0, []

@@ -1,0 +1,109 @@
+"""How results are put into words: one place, so that terminal, model card and report say the same."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from kinray.core.recipe import Merge
+from kinray.core.scores import Scored, TaskScore
+from kinray.report.leaderboard import Entry, Leaderboard
+from kinray.search.population import Child
+
+CLEAR = 2.0
+"""Standard errors from which a difference is called clear."""
+
+_SHOWN = 6
+"""Matings of a generation that are named."""
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Write a number with its noun: ``1 child``, ``2 children``."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def plus_minus(value: float, error: float | None, sign: str = "") -> str:
+    """Write a value with its standard error, as far as that is known."""
+    number = f"{value:{sign}.3f}"
+    return number if error is None or math.isnan(error) else f"{number} ± {error:.3f}"
+
+
+def score_of(scored: Scored | TaskScore | None) -> str:
+    """Write a score with its standard error; a dash for none."""
+    return plus_minus(scored.score, scored.stderr) if scored else "–"
+
+
+def clock(seconds: float) -> str:
+    """Write a length of time as minutes and seconds, with hours from one hour on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def kinship_value(metric: str, value: float) -> str:
+    """Write a kinship: correlations with three decimals, distances with four digits, a dash where it is undefined."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.4g}" if metric == "ed" else f"{value:.3f}"
+
+
+def describe(child: Child) -> str:
+    """Write a child's method and parameters on one line; nothing for a founder."""
+    return describe_merge(child.recipe) if isinstance(child.recipe, Merge) else ""
+
+
+def describe_merge(merge: Merge) -> str:
+    """Write a merge's method and parameters on one line."""
+    return " ".join([merge.method, *(f"{name}={_value(value)}" for name, value in merge.params.items())])
+
+
+def matings(children: Sequence[Child]) -> str:
+    """Write how many children a generation has, and of whom."""
+    pairs = dict.fromkeys((child.parents, child.operator) for child in children)
+    names = [" × ".join(parents) + (" (exploration)" if operator == "exploration" else "") for parents, operator in pairs]
+    more = f" and {len(names) - _SHOWN} more pairs" if len(names) > _SHOWN + 1 else ""
+    return f"{plural(len(children), 'child', 'children')} of {', '.join(names[:_SHOWN] if more else names)}{more}"
+
+
+def conclusions(board: Leaderboard) -> list[str]:
+    """Say in sentences what the comparison shows."""
+    lines = []
+    if board[board.best].kind == "founder":
+        lines.append(f"No child beats the founder {board.best} on the search's items.")
+    elif verdict := _verdict(board):
+        held = any(entry.holdout for entry in board.entries)
+        lines.append(f"On {'held-out items' if held else 'the items of the search itself'} {verdict}.")
+    if board.optimism is not None:
+        lines.append(f"Optimism of the search (its score minus the held-out score): {board.optimism:+.3f}.")
+    return lines
+
+
+def failures(board: Leaderboard) -> list[tuple[Entry, str]]:
+    """List the models of the comparison that could not be scored, with the reasons."""
+    return [(entry, entry.error) for entry in board.entries if entry.error is not None]
+
+
+def _verdict(board: Leaderboard) -> str | None:
+    """Compare the best child with its nearest rival; None when there is nothing to compare."""
+    rivals = [(entry, lead) for entry, lead in board.leads() if entry.kind in ("founder", "average")]
+    if not rivals:
+        return None
+    entry, lead = min(rivals, key=lambda pair: pair[1].mean)
+    if lead.mean <= 0:
+        return f"{board.best} does not beat {_called(entry)}: it is behind by {plus_minus(-lead.mean, lead.stderr)}"
+    entry, lead = min(rivals, key=lambda pair: pair[1].sigmas)
+    by = f"by {plus_minus(lead.mean, lead.stderr)} over {_called(entry)}, its nearest rival"
+    if lead.sigmas >= CLEAR:
+        return f"{board.best} clearly beats every founder and the average: {by}"
+    return f"{board.best} leads every founder and the average, but not clearly (within {CLEAR:g} standard errors): {by}"
+
+
+def _called(entry: Entry) -> str:
+    return f"the {entry.name}" if entry.kind == "average" else entry.name
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return _value(value[0])  # as in a configuration, one number for all models
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{entry:.3g}" for entry in value) + "]"
+    return str(value).lower() if isinstance(value, bool | str) else f"{value:.3g}"

@@ -1,0 +1,281 @@
+"""The tables of a run: pinned schemas, and results that come back as they went in."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from kinray.core.recipe import from_nodes
+from kinray.core.scores import Failed, Result, Scored
+from kinray.errors import RunError
+from kinray.records import run as run_module
+from kinray.records import tables
+from kinray.records.run import RunFolder
+from kinray.search.population import Child
+from tests.records.results import ANN, BOB, CHILDREN, FOUNDERS, SLERP, TIES, a_config, scores
+
+COLUMNS = """
+name string
+number int64
+generation int64
+operator string
+parents list<element: string>
+method string
+params string
+digest string
+recipe string
+kinship double
+score double
+score_stderr double
+gain double
+status string
+error string
+score/maths double
+stderr/maths double
+score/text double
+stderr/text double
+seconds double
+seconds_merge double
+seconds_copy double
+seconds_evaluate double
+seconds_wait double
+device string
+node string
+"""
+
+
+def begin(path: Path) -> RunFolder:
+    """Begin a run."""
+    return RunFolder.create(a_config(path), {})
+
+
+def reopened(run: RunFolder) -> RunFolder:
+    """Open a run anew, as another session would."""
+    run.close()
+    return RunFolder.resume(run.path)
+
+
+def schema_of(file: Path) -> list[str]:
+    """List a file's columns with their types."""
+    return [f"{field.name} {field.type}" for field in pq.read_schema(file)]
+
+
+def same(ours: Any, theirs: Scored) -> bool:
+    """Compare results; NaN is NaN."""
+    return isinstance(ours, Scored) and repr(ours.tasks) == repr(theirs.tasks) and ours.seconds == theirs.seconds
+
+
+# -- schemas
+
+
+def test_the_schema_of_the_children_table_is_pinned(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(FOUNDERS[0], Failed("boom"), None)
+
+    assert schema_of(run.path / "children" / "generation-0000.parquet") == COLUMNS.split("\n")[1:-1]
+
+
+def test_the_schema_of_samples_is_pinned(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.keep("ann", scores(0.5))
+
+    file = run.path / "samples" / "ann.parquet"
+    assert schema_of(file) == ["child string", "task string", "item string", "score double"]
+    assert pq.read_table(file).slice(2, 2).to_pylist()[0] == {"child": "ann", "task": "maths", "item": "5", "score": 0.5}
+
+
+def test_the_schema_of_kinship_is_pinned(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record_kinship(2, [("ann", "bob", "pcc", 0.25), ("ann", "g1-1", "pcc", math.nan)])
+
+    file = run.path / "kinship" / "generation-0002.parquet"
+    assert schema_of(file) == ["a string", "b string", "metric string", "value double"]
+    assert pq.read_table(file).to_pylist()[0] == {"a": "ann", "b": "bob", "metric": "pcc", "value": 0.25}
+
+
+# -- rows
+
+
+def test_a_row_tells_all_about_a_child(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+
+    run.record(TIES, scores(0.75), 0.05)
+
+    (row,) = reopened(run).rows()
+    assert (row["name"], row["number"], row["generation"], row["operator"]) == ("g1-2", 3, 1, "merge")
+    assert (row["parents"], row["kinship"], row["gain"], row["status"], row["error"]) == (["ann", "bob"], 0.125, 0.05, "scored", None)
+    assert (row["method"], row["params"]) == ("ties", '{"density":0.5,"weight":[1.0,0.5]}')
+    assert row["score"] == pytest.approx((0.75 + 2 * 0.5) / 3)
+    assert math.isnan(row["score_stderr"])
+    assert (row["score/maths"], row["stderr/maths"], row["score/text"]) == (0.75, 0.1, 0.5)
+    assert (row["seconds"], row["seconds_merge"], row["seconds_copy"], row["seconds_evaluate"]) == (2.0, 0.5, 0.25, 1.25)
+    assert (row["device"], row["node"]) == ("cpu", "here")
+
+
+def test_a_row_holds_the_recipe_itself(tmp_path: Path) -> None:
+    import json
+
+    run = begin(tmp_path / "run")
+    run.record(TIES, scores(0.75), None)
+
+    (row,) = run.rows()
+    assert from_nodes(json.loads(row["recipe"])) == TIES.recipe
+    assert row["digest"] == TIES.recipe.digest
+
+
+def test_a_failed_child_has_a_row_with_its_error_and_no_score(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+
+    run.record(SLERP, Failed("weights are NaN"), None)
+
+    again = reopened(run)
+    (row,) = again.rows()
+    assert (row["status"], row["error"], row["score"], row["score/maths"]) == ("failed", "weights are NaN", None, None)
+    assert again.known(SLERP) == Failed("weights are NaN")
+    assert not (run.path / "samples").exists()
+
+
+def test_rows_stand_by_number_whatever_order_they_came_in(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+
+    for child in (TIES, FOUNDERS[1], SLERP, FOUNDERS[0]):
+        run.record(child, scores(0.5), None)
+
+    assert [row["number"] for row in reopened(run).rows()] == [0, 1, 2, 3]
+
+
+def test_files_are_the_same_bytes_whatever_order_results_came_in(tmp_path: Path) -> None:
+    results: dict[str, Result] = {child.name: scores(0.1 * child.number) for child in CHILDREN} | {"g1-1": Failed("boom")}
+    contents = set()
+    for number, order in enumerate(itertools.permutations(CHILDREN)):
+        run = begin(tmp_path / str(number))
+        for child in order:
+            run.record(child, results[child.name], None)
+        files = sorted(file for folder in ("children", "samples") for file in (run.path / folder).iterdir())
+        contents.add(tuple((file.name, file.read_bytes()) for file in files))
+
+    assert len(contents) == 1
+
+
+# -- results that come back
+
+
+def test_what_is_known_of_a_child_comes_back_as_it_was(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(SLERP, scores(0.625), 0.1)
+
+    known = reopened(run).known(SLERP)
+
+    assert same(known, scores(0.625))
+    assert isinstance(known, Scored)
+    assert known.tasks["text"].weight == 2.0
+    assert math.isnan(known.tasks["text"].stderr)
+    assert (known.tasks["maths"].paired, known.tasks["text"].paired) == (True, False)
+    assert known.where == {"device": "cpu", "node": "here"}
+
+
+def test_a_child_is_known_by_what_it_is_and_not_by_its_name(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(SLERP, scores(0.625), 0.1)
+
+    assert run.known(Child(2, "g1-1", 1, "merge", TIES.recipe, ("ann", "bob"))) is None
+
+
+def test_a_child_without_a_row_is_not_known_though_it_has_samples(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.keep(SLERP.name, scores(0.5))
+
+    assert reopened(run).known(SLERP) is None
+
+
+def test_a_child_whose_samples_are_gone_is_scored_again(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(SLERP, scores(0.5), None)
+    (run.path / "samples" / "g1-1.parquet").unlink()
+
+    assert reopened(run).known(SLERP) is None
+
+
+def test_splits_are_kept_apart(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.keep("ann", scores(0.25))
+    run.keep("ann", scores(0.75), "holdout")
+
+    assert same(run.kept("ann"), scores(0.25))
+    assert same(run.kept("ann", "holdout"), scores(0.75))
+    assert run.kept("bob") is None
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -9])
+def test_a_torn_children_table_is_named(keep: int, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(SLERP, scores(0.5), None)
+    file = run.path / "children" / "generation-0001.parquet"
+    file.write_bytes(file.read_bytes()[:keep])
+
+    with pytest.raises(RunError, match=r"generation-0001\.parquet is not a readable Parquet file"):
+        reopened(run)
+
+
+def test_torn_samples_are_named(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.record(SLERP, scores(0.5), None)
+    file = run.path / "samples" / "g1-1.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+
+    with pytest.raises(RunError, match=r"g1-1\.parquet is not a readable record of scores"):
+        run.known(SLERP)
+
+
+def test_samples_without_their_summary_are_named(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    tables.write_table(run.path / "samples" / "ann.parquet", [], tables.SAMPLES)
+
+    with pytest.raises(RunError, match=r"ann\.parquet is not a readable record of scores"):
+        run.kept("ann")
+
+
+def test_a_row_is_written_after_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path / "run")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(run_module, "write_samples", full)
+        run.record(SLERP, scores(0.5), None)
+
+    assert reopened(run).rows() == []
+
+
+def test_a_write_that_breaks_off_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path / "run")
+    run.record(FOUNDERS[0], scores(0.5), None)
+
+    def half(table: object, path: Path) -> None:
+        path.write_bytes(b"PAR1 and then the power went")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(tables.pq, "write_table", half)
+        run.record(FOUNDERS[1], Failed("boom"), None)
+
+    assert [row["name"] for row in reopened(run).rows()] == ["ann"]
+    assert [file.name for file in (run.path / "children").iterdir()] == ["generation-0000.parquet"]
+
+
+def test_founders_are_recorded_like_children(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    for child in FOUNDERS:
+        run.record(child, scores(0.5), None)
+
+    rows = run.rows()
+
+    assert [row["digest"] for row in rows] == [ANN.digest, BOB.digest]
+    assert {(row["method"], row["params"], row["kinship"], row["gain"]) for row in rows} == {(None, None, None, None)}
