@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"kinray {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do")
+    if not arguments:
+        parser.print_help()
+        return 0
     chosen = parser.parse_args(arguments[:1]).command
     result: int = import_module(f"kinray.{chosen}.cli").main(arguments[1:])
     return result

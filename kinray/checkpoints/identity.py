@@ -13,12 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kinray.checkpoints.adapters import AdaptedModel, open_model
 from kinray.checkpoints.folder import Checkpoint, open_checkpoint
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.recipe import canonical_json
+from kinray.errors import CheckpointError
 from kinray.files import write_atomically
+
+_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
+"""Of each floating dtype: the integers to see it as, and the bits that NaN and infinity have all set (IEEE 754)."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
@@ -36,6 +41,9 @@ def digest(checkpoint: Checkpoint, progress: Progress = lambda _: None) -> str:
     """Return a model's digest, 64 hex digits, from the cache or by reading all of it.
 
     Two folders have the same digest exactly when they hold the same tensors, however these are spread over files.
+
+    Raises:
+        CheckpointError: when a weight is NaN or infinite, since all bytes pass by here anyway.
     """
     entry = cache_folder() / "digests" / f"{_fingerprint(checkpoint)}.json"
     try:
@@ -76,12 +84,28 @@ def _digest_contents(checkpoint: Checkpoint, progress: Progress) -> str:
         content = hashlib.sha256()
         step = 1 << 24
         data = np.memmap(info.file, np.uint8, "r") if info.nbytes else np.empty(0, np.uint8)
+        bad = 0
         for start in range(info.begin, info.end, step):
             block = data[start : min(start + step, info.end)]
             content.update(block.data)
+            bad += _count_not_finite(block, info.dtype)
             progress(len(block))
+        if bad:
+            raise CheckpointError(
+                f"Model '{checkpoint.name}': tensor '{info.name}' holds NaN or infinity in {bad} of {info.numel} places. "
+                "Use another checkpoint of it."
+            )
         return [info.name, info.dtype, list(info.shape), content.hexdigest()]
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         parts = sorted(pool.map(one, checkpoint.tensors.values()), key=lambda part: str(part[0]))
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _count_not_finite(block: npt.NDArray[np.uint8], dtype: str) -> int:
+    """Count NaN and infinity in raw bytes, without turning them into numbers."""
+    if dtype not in _EXPONENTS:
+        return 0
+    integers, exponent = _EXPONENTS[dtype]
+    bits = block.view(integers)
+    return int(np.count_nonzero((bits & bits.dtype.type(exponent)) == exponent))

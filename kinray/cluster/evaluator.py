@@ -80,6 +80,7 @@ class Evaluators:
         threads = str(session.threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
         self._retries = config.cluster.retries
+        self._statistics: Any = None
         self.names = [f"evaluator-{number}" for number in range(session.evaluators)]
         actor = ray.remote(max_restarts=-1, max_task_retries=config.cluster.retries)(Evaluator)
         resources = {"num_gpus": 1} if session.device == "cuda" else {"num_cpus": 1}
@@ -95,12 +96,16 @@ class Evaluators:
         for handle in self._actors:
             handle.warm.remote()
 
-    def score_now(self, number: int, recipe: Recipe, statistics: Any) -> Result:
+    def share(self, statistics: Statistics) -> None:
+        """Give the founders' statistics to all evaluators; before anything is scored."""
+        self._statistics = ray.put(statistics)
+
+    def score_now(self, number: int, recipe: Recipe) -> Result:
         """Return the result of a recipe from one evaluator, at once if it has just scored it."""
-        result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", statistics))
+        result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
         return result
 
-    def score_all(self, jobs: Sequence[tuple[Recipe, Split]], statistics: Any) -> list[Result]:
+    def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Result]:
         """Score recipes outside of the search, spread over all evaluators; results come in the order of the jobs."""
         results: dict[int, Result] = {}
         waiting = [(number, 0) for number in range(len(jobs))]
@@ -111,7 +116,7 @@ class Evaluators:
                 number, attempt = waiting.pop(0)
                 recipe, split = jobs[number]
                 handle = free.pop()
-                busy[handle.score.remote(to_nodes(recipe), split, statistics)] = (number, attempt, handle)
+                busy[handle.score.remote(to_nodes(recipe), split, self._statistics)] = (number, attempt, handle)
             (done,), _ = ray.wait(list(busy), num_returns=1)
             number, attempt, handle = busy.pop(done)
             free.append(handle)

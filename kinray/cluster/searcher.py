@@ -43,7 +43,6 @@ class PolicySearcher(Searcher):
         run: its records.
         kinship: of the policy, whose values are recorded.
         evaluators: one slot each.
-        statistics: object reference to the founders' statistics.
         watcher: who is told.
         max_hours: budget of wall time from now on.
     """
@@ -54,7 +53,6 @@ class PolicySearcher(Searcher):
         run: RunFolder,
         kinship: SearchKinship,
         evaluators: Evaluators,
-        statistics: Any,
         watcher: Watcher,
         max_hours: float | None = None,
     ) -> None:
@@ -62,7 +60,7 @@ class PolicySearcher(Searcher):
         self.error: BaseException | None = None
         self.interrupted = False
         self._policy, self._run, self._kinship, self._watcher = policy, run, kinship, watcher
-        self._evaluators, self._statistics = evaluators, statistics
+        self._evaluators = evaluators
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._free = list(range(len(evaluators.names)))[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
@@ -94,7 +92,7 @@ class PolicySearcher(Searcher):
             if error or result is None:
                 outcome: Result = Failed("its evaluator died each time it was tried")
             else:
-                outcome = self._evaluators.score_now(slot, child.recipe, self._statistics)
+                outcome = self._evaluators.score_now(slot, child.recipe)
             if isinstance(outcome, Scored):
                 outcome.seconds["wait"] = time.perf_counter() - started - sum(outcome.seconds.values())
             self._tell(child, outcome, remembered=False)

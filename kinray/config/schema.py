@@ -149,7 +149,7 @@ class SearchConfig(Section):
     kinship: Literal["pcc", "cs", "ed"] = "pcc"
     """Metric: Pearson correlation, signed cosine or Euclidean distance of deltas."""
     mate_pool: Literal["population", "top-k", "generation"] = "population"
-    """Where the distant mate of an exploration comes from."""
+    """Where the distant mate of an exploration comes from. All pairs of the top k are merged anyway, so that pool explores nothing."""
     children_per_mating: int = Field(default=1, ge=1, le=1000)
     """Children of each pair; they differ in hyperparameters."""
     stop_kinship: float | None = Field(default=None, gt=-1, lt=1)

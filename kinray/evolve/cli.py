@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        console.print("Stopped at once. What was recorded is kept.")
+        console.print("Stopped at once.")
         return EXIT_INTERRUPTED
 
 

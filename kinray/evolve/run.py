@@ -33,8 +33,6 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     Raises:
         KinrayError: when it cannot go on; what was recorded stays, and ``--resume`` continues.
     """
-    import ray
-
     from kinray.cluster.evaluator import Evaluators
     from kinray.cluster.kinship import SearchKinship
     from kinray.cluster.population import run_population
@@ -50,6 +48,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         shards = Shards(prepared.models, session.shards)
         with terminal.bytes("kinship of the founders", prepared.models.nbytes()) as progress:
             statistics = shards.statistics(progress)
+        evaluators.share(statistics)
         _record_founders(run, prepared, statistics)
         terminal.kinship(config.search.kinship, prepared, statistics)
         kinship = SearchKinship(statistics, shards, config.search.kinship)
@@ -63,14 +62,13 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         )
         if (state := run.load_state()) is not None:
             policy.load_state_dict(state)
-        handle = ray.put(statistics)
-        searcher = PolicySearcher(policy, run, kinship, evaluators, handle, terminal, config.search.max_hours)
+        searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours)
         terminal.note("loading the model and the tasks into the evaluators")
         run_population(searcher, statistics, run.next_session(), session.evaluators, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             return Finished(policy, statistics, None)
         terminal.note("comparing founders, average and best on all items that are left")
-        return Finished(policy, statistics, _compare(prepared, run, policy, lambda jobs: evaluators.score_all(jobs, handle)))
+        return Finished(policy, statistics, _compare(prepared, run, policy, evaluators.score_all))
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from kinray import __version__
 from kinray.config import Config, FounderSpec
-from kinray.errors import RunError
+from kinray.errors import KinrayError, RunError
 from kinray.evaluation.tasks import Split
 from kinray.evolve.export import export_model
 from kinray.evolve.prepare import Prepared, prepare
@@ -98,20 +98,35 @@ def _with_demo(config: Config, terminal: Terminal) -> Config:
 
 
 def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
+    """Run a search to its end; however it ends, say how it can be continued."""
     try:
-        finished = run_search(prepared, run, terminal)
-        terminal.ended(finished.policy)
-        if finished.leaderboard is None:
-            terminal.console.print(f"Stopped. Continue with: kinray evolve --resume {run.path}")
-            return 130
-        terminal.leaderboard(finished.leaderboard)
-        terminal.note("exporting the best model")
-        folder = _export(prepared, run, finished)
+        return _search_and_export(prepared, run, terminal)
+    except OSError as error:
+        raise RunError(f"The search stopped: {error}. {_continue(run)}") from error
+    except (KinrayError, KeyboardInterrupt):
         terminal.rest()
-        terminal.console.print(f"Best model: {folder}")
-        return 0
+        terminal.console.print(_continue(run))
+        raise
     finally:
         run.close()
+
+
+def _continue(run: RunFolder) -> str:
+    return f"What was recorded is kept. Continue with: kinray evolve --resume {run.path}"
+
+
+def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
+    finished = run_search(prepared, run, terminal)
+    terminal.ended(finished.policy)
+    if finished.leaderboard is None:
+        terminal.console.print(_continue(run))
+        return 130
+    terminal.leaderboard(finished.leaderboard)
+    terminal.note("exporting the best model")
+    folder = _export(prepared, run, finished)
+    terminal.rest()
+    terminal.console.print(f"Best model: {folder}")
+    return 0
 
 
 def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:

@@ -1,12 +1,12 @@
 """A run is a folder. Everything a person is shown, and everything a resumed run needs, is in it.
 
-    config.yaml              resolved configuration, versions, digests of the founders
-    children/*.parquet       one row for each founder and child, one file for each generation
-    samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
-    kinship/*.parquet        the kinship values that each generation was mated by
-    state.json               the search policy as it stood when its last generation was made
-    tune/                    what Ray Tune wrote in each session; nothing reads it back
-    best/                    the exported best model
+config.yaml              resolved configuration, versions, digests of the founders
+children/*.parquet       one row for each founder and child, one file for each generation
+samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
+kinship/*.parquet        the kinship values that each generation was mated by
+state.json               the search policy as it stood when its last generation was made
+tune/                    what Ray Tune wrote in each session; nothing reads it back
+best/                    the exported best model
 """
 
 import fcntl
@@ -99,7 +99,7 @@ class RunFolder:
         """Keep what became of a child."""
         if isinstance(result, Scored):
             self.keep(child.name, result)
-        row = {name: None for name in self._schema.names} | child_row(child, result, gain)
+        row = dict.fromkeys(self._schema.names) | child_row(child, result, gain)
         rows = self._rows.setdefault(child.generation, {})
         rows[child.number] = row
         self._status[child.recipe.digest] = row
@@ -135,7 +135,7 @@ class RunFolder:
         write_table(self.path / "kinship" / f"generation-{generation:04d}.parquet", rows, KINSHIP)
 
     def next_session(self) -> Path:
-        """Name a folder for what Ray Tune writes in this session: ``tune/session-1``, then ``-2`` …"""
+        """Name a folder for what Ray Tune writes in this session: ``tune/session-1``, then ``-2`` and so on."""
         sessions = [int(folder.name.rpartition("-")[2]) for folder in (self.path / "tune").glob("session-*")]
         return self.path / "tune" / f"session-{max(sessions, default=0) + 1}"
 
@@ -146,8 +146,10 @@ class RunFolder:
         write_atomically(self.path / "state.json", json.dumps(state).encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the policy's state; None when there is none or it is damaged, for then the search is replayed from its
-        records."""
+        """Return the policy's state.
+
+        None when there is none or it is damaged; then the search is replayed from its records.
+        """
         try:
             state = json.loads((self.path / "state.json").read_text())
         except (OSError, ValueError):

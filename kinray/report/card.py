@@ -33,8 +33,8 @@ def model_card(
     front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {best.name}\n\nFound by kinray, a search over merges of fine-tuned language models that is guided by model kinship. "
-        f"Base: `{base}`.",
+        f"# {best.name}\n\nFound by kinray, a search over merges of fine-tuned language models that is guided by model "
+        f"kinship. Base: `{base}`.",
         _scores(board),
         "\n".join(conclusions(board)),
         _lineage(best, policy),

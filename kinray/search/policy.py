@@ -70,6 +70,7 @@ class TopK:
         self.population = Population()
         self.generation = 0
         self.finished: str | None = None
+        self._stopped = False
         self._top: list[str] = []
         self._mated: set[frozenset[str]] = set()
         for number, founder in enumerate(founders):
@@ -88,8 +89,9 @@ class TopK:
         self.population.tell(name, outcome)
 
     def stop(self, reason: str) -> None:
-        """Ask for nothing more, for a budget that the policy cannot see."""
+        """Ask for nothing more in this session, for a budget that the policy cannot see; the saved state goes on."""
         self._queue.clear()
+        self._stopped = self.finished is None
         self.finished = self.finished or reason
 
     def top(self) -> list[Child]:
@@ -239,7 +241,7 @@ class TopK:
         """Return everything that ``load_state_dict`` needs, as JSON."""
         return {
             "generation": self.generation,
-            "finished": self.finished,
+            "finished": None if self._stopped else self.finished,
             "top": self._top,
             "children": [_child_state(child) for child in self.population.children if child.generation > 0],
             "outcomes": {

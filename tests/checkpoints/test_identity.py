@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from kinray.checkpoints import identity
 from kinray.checkpoints.folder import open_checkpoint
-from kinray.checkpoints.identity import cache_folder, digest
+from kinray.checkpoints.identity import cache_folder, digest, model_digest
+from kinray.errors import CheckpointError
 from tests.helpers import make_model, random_tensors
 
 
@@ -58,6 +59,25 @@ def test_digest_changes_with_every_part_of_a_model(tmp_path: Path, change: str) 
             tensors["a"][0, 0] = -0.0
 
     assert digest_of(make_model(tmp_path / "after", tensors)) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, dtype: torch.dtype, bad: float) -> None:
+    folder = make_model(tmp_path / "chat", {"a": torch.ones(3), "b": torch.tensor([[1.0, bad, 2.0], [bad, 0, 0]]).to(dtype)})
+
+    with pytest.raises(CheckpointError, match="Model 'chat': tensor 'b' holds NaN or infinity in 2 of 6 places"):
+        digest_of(folder)
+    with pytest.raises(CheckpointError, match="tensor 'b' holds NaN"):  # and nothing of it is remembered
+        digest_of(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_largest_and_smallest_numbers_are_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    edge = torch.tensor([limits.max, limits.min, limits.tiny, limits.smallest_normal / 4, -0.0], dtype=dtype)
+
+    assert len(digest_of(make_model(tmp_path / "m", {"a": edge, "b": torch.tensor([0x7F80], dtype=torch.int16)}))) == 64
 
 
 def test_second_digest_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +158,29 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert cache_folder() == tmp_path / "kinray"
     monkeypatch.setenv("KINRAY_CACHE", "~/somewhere")
     assert cache_folder() == Path.home() / "somewhere"
+
+
+def adapter(folder: Path, alpha: float, factor: float) -> Path:
+    """Write a LoRA adapter of one layer by hand."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": alpha}))
+    prefix = "base_model.model.mlp"
+    factors = {f"{prefix}.lora_A.weight": torch.full((2, 6), factor), f"{prefix}.lora_B.weight": torch.ones(5, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_digest_of_an_adapted_model_covers_model_adapter_and_scale(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", random_tensors(0))
+    same, other = make_model(tmp_path / "same", random_tensors(0), shards=2), make_model(tmp_path / "other", random_tensors(1))
+    plain, again = adapter(tmp_path / "a", alpha=2, factor=1), adapter(tmp_path / "b", alpha=2, factor=1)
+    digest_of_plain = model_digest(base, plain, "chat")
+
+    assert digest_of_plain == model_digest(same, again, "math")
+    others = [
+        model_digest(base, None, "chat"),
+        model_digest(other, plain, "chat"),
+        model_digest(base, adapter(tmp_path / "scaled", alpha=4, factor=1), "chat"),
+        model_digest(base, adapter(tmp_path / "trained", alpha=2, factor=3), "chat"),
+    ]
+    assert len({digest_of_plain, *others}) == 5

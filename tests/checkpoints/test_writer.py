@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kinray.checkpoints.folder import open_checkpoint
+from kinray.checkpoints.header import read_header
 from kinray.checkpoints.writer import check_room, copy_tokenizer, folder_replacing, write_weights
 from kinray.errors import RunError
 from tests.helpers import random_tensors
@@ -57,6 +58,14 @@ def test_several_shards_have_an_index(tmp_path: Path) -> None:
     assert list(index["weight_map"].values()) == [f"model-0000{n}-of-00003.safetensors" for n in (1, 1, 2, 2, 3)]
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
+
+
+def test_weights_begin_where_a_mapping_can_be_read_as_numbers(tmp_path: Path) -> None:
+    for length in range(1, 9):
+        write(tmp_path, {"n" * length: torch.ones(2)}, "float32")
+
+        (info,) = read_header(tmp_path / "model.safetensors")
+        assert info.begin % 8 == 0
 
 
 def test_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:

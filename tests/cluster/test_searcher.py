@@ -28,7 +28,7 @@ class FakeEvaluators:
         self.asked: list[str] = []
         self.broken: set[str] = set()
 
-    def score_now(self, number: int, recipe: Recipe, statistics: Any) -> Result:
+    def score_now(self, number: int, recipe: Recipe) -> Result:
         self.asked.append(recipe.digest)
         if recipe.digest in self.broken:
             return Failed("weights are NaN")
@@ -87,7 +87,7 @@ def a_searcher(run: RunFolder, evaluators: FakeEvaluators) -> tuple[PolicySearch
     if (state := run.load_state()) is not None:
         policy.load_state_dict(state)
     watcher = Quiet()
-    return PolicySearcher(policy, run, kinship, evaluators, None, watcher), policy, watcher  # type: ignore[arg-type]
+    return PolicySearcher(policy, run, kinship, evaluators, watcher), policy, watcher  # type: ignore[arg-type]
 
 
 def play(searcher: PolicySearcher, stop_after: int = 10**9, reverse: bool = False) -> int:

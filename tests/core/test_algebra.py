@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kinray.checkpoints.models import Models
 from kinray.core.algebra import KinshipMap, MissingProduct, is_linear
@@ -13,7 +12,7 @@ from kinray.core.recipe import Recipe
 from kinray.core.statistics import Float64
 from kinray.engine.gram import gram_pass
 from kinray.engine.materialise import Materialiser
-from tests.helpers import family, merge, random_tensors
+from tests.helpers import family, merge, random_tensors, step_by_step
 
 Members = tuple[Recipe, Recipe, Recipe, Recipe]
 
@@ -45,8 +44,8 @@ def kinship_map(models: Models) -> KinshipMap:
 
 
 def delta_of(models: Models, recipe: Recipe) -> Float64:
-    """Make a child in float32 and concatenate its deltas in float64."""
-    made = Materialiser(models).tensors(recipe, torch.float32)
+    """Make a child by the pure methods, step by step in float32, and concatenate its deltas in float64."""
+    made = ((name, step_by_step(models, recipe, name)) for name in models.names)
     return np.concatenate([(t.double() - models.base.load(name).double()).reshape(-1).numpy() for name, t in made])
 
 

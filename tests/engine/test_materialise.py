@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from kinray.checkpoints.models import Models
-from kinray.core.masks import HashedMasks
-from kinray.core.methods import method_named
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.engine import materialise
 from kinray.engine.gram import gram_pass
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RecipeError
-from tests.helpers import family, founder, merge, random_tensors
+from tests.helpers import family, founder, merge, random_tensors, step_by_step
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -25,15 +23,6 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> Models:
 def founders(models: Models) -> list[Founder]:
     """The base and three founders."""
     return [spec.founder for spec in models.specs]
-
-
-def step_by_step(models: Models, recipe: Recipe, name: str) -> Tensor:
-    """Apply the pure method to the parents' tensors, made the same way, in float32 throughout."""
-    if isinstance(recipe, Founder):
-        return models.sources[recipe.digest].load(name).float()
-    parents = [step_by_step(models, parent, name) for parent in recipe.parents]
-    masks = HashedMasks(recipe.digest, name)
-    return method_named(recipe.method).merge(models.base.load(name).float(), parents, recipe.params, masks)
 
 
 def assert_same_as_steps(models: Models, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:

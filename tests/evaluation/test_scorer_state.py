@@ -14,8 +14,8 @@ from kinray.core.scores import Failed, Scored
 from kinray.demo import DemoFiles
 from kinray.evaluation.scorer import Scorer
 from tests.evaluation.stock import simple_evaluate, write_merged
-from tests.evaluation.tiny import LIKELIHOOD, configure, few_shot, model_specs, write_task
-from tests.helpers import merge, spec
+from tests.evaluation.tiny import CHOICES, LIKELIHOOD, configure, few_shot, model_specs, write_task
+from tests.helpers import founder, merge, spec
 
 LIKELIHOODS = {"name": "likelihood_shots", "scale": [0, 1]}
 """A few-shot task whose values are the log-likelihoods themselves."""
@@ -47,7 +47,7 @@ def with_weights(folder: Path, model: ModelSpec, change: Any) -> ModelSpec:
     weights = load_file(folder / "model.safetensors")
     change(weights["model.norm.weight"])
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return spec(folder)
+    return ModelSpec(founder(folder.name), folder)  # not by its contents, since a digest refuses what is no number
 
 
 def test_no_child_gets_the_answers_of_another(scorer: Scorer, specs: list[ModelSpec]) -> None:
@@ -88,8 +88,21 @@ def test_both_splits_are_asked_whatever_was_asked_before(specs: list[ModelSpec],
     assert likelihoods(used.score(model)) == likelihoods(search)
 
 
-def test_global_random_states_are_left_alone(specs: list[ModelSpec], tasks: list[Path]) -> None:
-    scorer = Scorer(specs, None, configure([LIKELIHOODS, "generated"], tasks), "cpu")
+SEEDING = """
+import random, numpy, torch
+def judge(doc, results):
+    random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+    return {"acc": random.random()}
+"""
+"""Judges as some of lm-eval's own tasks do, which seed whatever they find."""
+
+
+def test_global_random_states_are_left_alone(specs: list[ModelSpec], numbers: Path, tmp_path: Path) -> None:
+    (tmp_path / "seeding.py").write_text(SEEDING)
+    name = write_task(tmp_path, "seeding", CHOICES, numbers)
+    with (tmp_path / "seeding.yaml").open("a") as file:
+        file.write("process_results: !function seeding.judge\n")
+    scorer = Scorer(specs, None, configure([name], [tmp_path]), "cpu")
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)

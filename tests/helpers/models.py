@@ -13,7 +13,9 @@ from kinray.checkpoints.adapters import open_model
 from kinray.checkpoints.folder import Checkpoint
 from kinray.checkpoints.identity import digest
 from kinray.checkpoints.models import Models, ModelSpec, open_models
-from kinray.core.recipe import Founder
+from kinray.core.masks import HashedMasks
+from kinray.core.methods import method_named
+from kinray.core.recipe import Founder, Recipe
 
 ARCHITECTURE = "TinyForCausalLM"
 VOCABULARY = 10
@@ -56,3 +58,12 @@ def family(folder: Path, models: Sequence[Mapping[str, Tensor]]) -> Models:
     """Write a base and founders into ``folder`` and open them; the base is the first, founders are f1, f2 …"""
     names = ["base", *(f"f{number}" for number in range(1, len(models)))]
     return open_models([spec(make_model(folder / name, tensors)) for name, tensors in zip(names, models, strict=True)])
+
+
+def step_by_step(models: Models, recipe: Recipe, name: str) -> Tensor:
+    """Apply the pure method to the parents' tensors, made the same way, in float32 throughout."""
+    if isinstance(recipe, Founder):
+        return models.sources[recipe.digest].load(name).float()
+    parents = [step_by_step(models, parent, name) for parent in recipe.parents]
+    masks = HashedMasks(recipe.digest, name)
+    return method_named(recipe.method).merge(models.base.load(name).float(), parents, recipe.params, masks)

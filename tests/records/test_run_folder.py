@@ -128,7 +128,8 @@ def test_a_run_of_another_format_is_refused(about: str, found: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("contents", "problem"), [(b"run: {format: 1}", "its 'run' has no 'digests'"), (b"\xff\xfe", "cannot be read: 'utf-8' codec")]
+    ("contents", "problem"),
+    [(b"run: {format: 1}", "its 'run' has no 'digests'"), (b"\xff\xfe", "cannot be read: 'utf-8' codec")],
 )
 def test_a_damaged_configuration_is_named(contents: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(contents)
@@ -149,7 +150,7 @@ def test_a_folder_that_another_process_has_open_is_refused_until_it_ends(tmp_pat
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert other.stdout is not None and other.stdout.readline() == "open\n"  # noqa: PT018
+    assert other.stdout is not None and other.stdout.readline() == "open\n"
 
     with pytest.raises(RunError, match=r"Another process is running in .*run\. Wait for it"):
         RunFolder.resume(tmp_path / "run")

@@ -27,6 +27,7 @@ OPEN: Mapping[str, Any] = {
     "slerp": {"t": {"low": 0.1, "high": 0.9}},
     "ties": {"density": [0.2, 0.5], "normalize": [True, False]},
 }
+ABC = ["a", "b", "c"]
 CHOICES: Mapping[str, Any] = {"slerp": {"t": [0.25, 0.5]}, "linear": {}}
 
 searches = st.fixed_dictionaries(
@@ -156,3 +157,17 @@ def test_damaged_state_is_refused(key: str, value: Any) -> None:
 
     with pytest.raises(RunError, match="saved state of child g1-1 is damaged"):
         fresh(settings).load_state_dict(state)
+
+
+def test_a_stop_for_hours_ends_the_session_and_not_the_search() -> None:
+    stopped = policy(ABC, max_children=3)
+    first = stopped.ask()
+    assert first is not None
+    stopped.stop("the budget of hours is spent")
+    assert stopped.ask() is None and stopped.finished == "the budget of hours is spent"
+
+    resumed = policy(ABC, max_children=3)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+
+    assert resumed.finished is None
+    assert [child.name for child in iter(resumed.ask, None)] == ["a", "b", "c"]
