@@ -14,7 +14,7 @@ from kinray.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-_CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias")
 """Ends of the names of buffers that old checkpoints hold though they follow from the config."""
 
 
@@ -139,6 +139,9 @@ def weight_names(base: WeightSource) -> tuple[str, ...]:
         for name, info in base.tensors.items()
         if info.floating
         and not name.endswith(_CACHES)
+        and not (
+            name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
+        )  # causal masks of old GPT-2, GPT-NeoX
         and not (tied and name.endswith("lm_head.weight") and len(base.tensors) > 1)
     )
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CHILD_NAME = re.compile(r"g\d+-.*")
-RESERVED_NAMES = ("base", "average")
+_NOT_A_FOUNDER = re.compile(r"g\d+-.*|base|average|.*\.holdout")
 
 
 class Section(BaseModel):
@@ -102,10 +101,10 @@ class FounderSpec(Section):
         if not self.model and not self.adapter:
             raise ValueError("a founder needs a model or an adapter")
         name = self.name or PurePosixPath((self.adapter or self.model).rstrip("/")).name
-        if not NAME.fullmatch(name) or _CHILD_NAME.fullmatch(name) or name in RESERVED_NAMES:
+        if not NAME.fullmatch(name) or _NOT_A_FOUNDER.fullmatch(name):
             raise ValueError(
                 f"'{name[:80]}' cannot be a founder's name. Give it a 'name' of letters, digits, '.', '_' and '-' (at most 64) "
-                f"that is not like a child's (g1-1) and not {' or '.join(RESERVED_NAMES)}"
+                "that is not like a child's (g1-1), not base or average, and does not end in .holdout"
             )
         object.__setattr__(self, "name", name)
         return self
@@ -149,7 +148,9 @@ class SearchConfig(Section):
     kinship: Literal["pcc", "cs", "ed"] = "pcc"
     """Metric: Pearson correlation, signed cosine or Euclidean distance of deltas."""
     mate_pool: Literal["population", "top-k", "generation"] = "population"
-    """Where the distant mate of an exploration comes from. All pairs of the top k are merged anyway, so that pool explores nothing."""
+    """Where the distant mate of an exploration comes from.
+
+    All pairs of the top k are merged anyway, so that pool leaves nothing to explore."""
     children_per_mating: int = Field(default=1, ge=1, le=1000)
     """Children of each pair; they differ in hyperparameters."""
     stop_kinship: float | None = Field(default=None, gt=-1, lt=1)

@@ -77,6 +77,9 @@ class ResidentModel:
 def _places(model: Any, models: Models) -> dict[str, torch.Tensor]:
     """Find the parameter or buffer that each tensor of the checkpoints goes to, and check that none is left over."""
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    # Old checkpoints (GPT-2's) name the tensors of the body without its prefix.
+    prefix = f"{model.base_model_prefix}."
+    state = {name.removeprefix(prefix): state[name] for name in state if name.removeprefix(prefix) in models.names} | state
     for name in models.names:
         if name not in state or tuple(state[name].shape) != models.base.tensors[name].shape:
             got = tuple(state[name].shape) if name in state else "no such tensor"

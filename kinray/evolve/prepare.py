@@ -74,7 +74,8 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
         )
     for logger in config.loggers:
         if find_spec(logger) is None:
-            raise ConfigError(f"loggers: {logger} is not installed. Install it: pip install -c constraints.txt -e '.[{logger}]'")
+            install = f"pip install -c constraints.txt -e '.[{logger}]'"
+            raise ConfigError(f"loggers: {logger} is not installed. Install it: {install}")
     if fresh:
         check_vacant(Path(config.output))
     models = _open(config, note)

@@ -104,28 +104,27 @@ def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
     except OSError as error:
         raise RunError(f"The search stopped: {error}. {_continue(run)}") from error
     except (KinrayError, KeyboardInterrupt):
-        terminal.rest()
-        terminal.console.print(_continue(run))
+        terminal.line(_continue(run))
         raise
     finally:
         run.close()
 
 
 def _continue(run: RunFolder) -> str:
-    return f"What was recorded is kept. Continue with: kinray evolve --resume {run.path}"
+    return f"What was recorded is kept. Continue with:\n  kinray evolve --resume {run.path}"
 
 
 def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
     finished = run_search(prepared, run, terminal)
     terminal.ended(finished.policy)
     if finished.leaderboard is None:
-        terminal.console.print(_continue(run))
+        terminal.line(_continue(run))
         return 130
     terminal.leaderboard(finished.leaderboard)
+    terminal.spent(run.rows())
     terminal.note("exporting the best model")
     folder = _export(prepared, run, finished)
-    terminal.rest()
-    terminal.console.print(f"Best model: {folder}")
+    terminal.line(f"Best model: {folder}")
     return 0
 
 

@@ -166,7 +166,9 @@ def check_vacant(path: Path) -> None:
     place = path
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    if not place.is_dir():
+        raise RunError(f"Cannot write the run folder {path}: {place} is a file. Choose another with --output.")
+    if not os.access(place, os.W_OK):
         raise RunError(f"Cannot write the run folder {path}: no permission in {place}. Choose another with --output.")
 
 

@@ -3,7 +3,7 @@
 Where output is no terminal, there are two lines for each generation only (with ``--verbose`` also each child), without colour.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,17 @@ from kinray.core.scores import Failed, Result, Scored
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Leaderboard
 from kinray.report.tables import Hanging, kinship_table, leaderboard_table
-from kinray.report.wording import clock, conclusions, describe, failures, kinship_value, matings, plural, plus_minus
+from kinray.report.wording import (
+    clock,
+    conclusions,
+    describe,
+    failures,
+    kinship_value,
+    matings,
+    plural,
+    plus_minus,
+    time_spent,
+)
 from kinray.search.policy import TopK
 from kinray.search.population import Child
 
@@ -160,6 +170,11 @@ class Terminal:
             made = f"{plural(policy.made(), 'child', 'children')} in {plural(generations, 'generation')}"
             self._print(Text(f"\nFinished: {policy.finished}. {made}.\n"))
 
+    def spent(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say what the time of the search went on, from the children table."""
+        if (line := time_spent(rows)) is not None:
+            self._print(Text(line))
+
     def leaderboard(self, board: Leaderboard) -> None:
         """Print the final comparison, what failed in it, and what it shows."""
         self.rest()
@@ -169,6 +184,11 @@ class Terminal:
             self._print(Hanging([(Text(entry.name), Text.assemble(("failed", "red"), f" {error}")) for entry, error in failed]))
         for line in conclusions(board):
             self._print(Text(line))
+
+    def line(self, text: str) -> None:
+        """Print a line that may be copied, such as a command or a path: it is never folded."""
+        self.rest()
+        self.console.print(Text(text), soft_wrap=True)
 
     # -- inside
 

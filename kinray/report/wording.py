@@ -1,7 +1,7 @@
 """How results are put into words: one place, so that terminal, model card and report say the same."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinray.core.recipe import Merge
@@ -11,6 +11,9 @@ from kinray.search.population import Child
 
 CLEAR = 2.0
 """Standard errors from which a difference is called clear."""
+
+_PARTS = {"evaluate": "evaluating", "merge": "merging", "copy": "copying", "wait": "waiting"}
+"""Parts of a child's seconds in the children table, and what they are called."""
 
 _SHOWN = 6
 """Matings of a generation that are named."""
@@ -62,6 +65,17 @@ def matings(children: Sequence[Child]) -> str:
     names = [" × ".join(parents) + (" (exploration)" if operator == "exploration" else "") for parents, operator in pairs]
     more = f" and {len(names) - _SHOWN} more pairs" if len(names) > _SHOWN + 1 else ""
     return f"{plural(len(children), 'child', 'children')} of {', '.join(names[:_SHOWN] if more else names)}{more}"
+
+
+def time_spent(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say how long scoring took and on what that went, from rows of the children table; None when nothing was scored."""
+    parts = {part: math.fsum(row[f"seconds_{part}"] or 0.0 for row in rows) for part in _PARTS}
+    total = math.fsum(parts.values())
+    scored = sum(row["status"] == "scored" for row in rows)
+    if not scored or not total:
+        return None
+    shares = ", ".join(f"{_PARTS[part]} {seconds / total:.0%}" for part, seconds in parts.items())
+    return f"Scoring {plural(scored, 'model')} took {clock(total)} ({total / scored:.1f} s each): {shares}."
 
 
 def conclusions(board: Leaderboard) -> list[str]:

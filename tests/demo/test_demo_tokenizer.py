@@ -8,9 +8,7 @@ from kinray.demo.skills import SKILLS, training_items
 from kinray.demo.tokenizer import build_tokenizer
 
 SENTENCES = [
-    f"{item.prompt} {item.choices[item.answer]}"
-    for skill in SKILLS.values()
-    for item in training_items(skill, 100, "0")
+    f"{item.prompt} {item.choices[item.answer]}" for skill in SKILLS.values() for item in training_items(skill, 100, "0")
 ]
 
 

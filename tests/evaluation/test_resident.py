@@ -156,3 +156,24 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
 
     with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' of 'model' has shape \(5,\), .* has \(16,\)"):
         resident(folder)
+
+
+def test_old_checkpoints_without_the_prefix_of_the_body_are_read(tmp_path: Path) -> None:
+    """GPT-2 as the hub has it: no ``transformer.`` before the names, and causal masks among the tensors."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=240, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    reference = GPT2LMHeadModel(config).eval()
+    reference.save_pretrained(tmp_path)
+    build_tokenizer(16).save_pretrained(tmp_path)
+    stored = {k.removeprefix("transformer."): v for k, v in load_file(tmp_path / "model.safetensors").items()}
+    mask = {"h.0.attn.bias": torch.ones(1, 1, 16, 16), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    save_file(stored | mask, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    models = open_models([spec(tmp_path, "base")])
+
+    resident = ResidentModel(tmp_path, models, "float32", "cpu", EvaluationConfig())
+    resident.load((name, models.base.load(name)) for name in models.names)
+
+    assert "h.0.attn.bias" not in models.names
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resident.model.state_dict().items())

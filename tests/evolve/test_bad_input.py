@@ -175,7 +175,7 @@ CASES: list[tuple[Spoil, str]] = [
     (infinity_in_the_weights, "'model.embed_tokens.weight' holds NaN or infinity in 2 of"),
     (only_pickles, "a pickle.*Convert it"),
     (another_run, "already holds a run"),
-    (output_is_a_file, "Cannot write the run folder"),
+    (output_is_a_file, "Cannot write the run folder .* is a file"),
     (logger_not_installed, "wandb is not installed. Install it"),
     (misspelt_key, "unknown key 'serach'. Did you mean 'search'"),
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from kinray.config import Config, parse_config
 from kinray.core.scores import Scored, TaskScore
+from kinray.records.run import RunFolder
 from kinray.search.population import Child
 from tests.helpers import founder, merge
 
@@ -33,3 +34,14 @@ def scores(maths: float, text: float = 0.5) -> Scored:
         {"merge": 0.5, "copy": 0.25, "evaluate": 1.25, "prepare": 0.0},
         {"device": "cpu", "node": "here"},
     )
+
+
+def begin(path: Path) -> RunFolder:
+    """Begin a run."""
+    return RunFolder.create(a_config(path), {})
+
+
+def reopened(run: RunFolder) -> RunFolder:
+    """Open a run anew, as another session would."""
+    run.close()
+    return RunFolder.resume(run.path)

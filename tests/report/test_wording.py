@@ -17,6 +17,7 @@ from kinray.report.wording import (
     plural,
     plus_minus,
     score_of,
+    time_spent,
 )
 from kinray.search.population import Outcome
 from tests.helpers import founder, merge
@@ -151,3 +152,14 @@ def test_kinships_are_written_by_their_kind() -> None:
     assert kinship_value("pcc", -0.04567) == "-0.046"
     assert kinship_value("ed", 0.00012345) == "0.0001234"
     assert kinship_value("cs", math.nan) == "–"
+
+
+def test_time_spent_is_split_by_part_over_the_models_that_were_scored() -> None:
+    rows = [
+        {"status": "scored", "seconds_evaluate": 8.0, "seconds_merge": 1.0, "seconds_copy": 0.5, "seconds_wait": 0.5},
+        {"status": "scored", "seconds_evaluate": 80.0, "seconds_merge": 5.0, "seconds_copy": 2.5, "seconds_wait": 2.5},
+        {"status": "failed", "seconds_evaluate": None, "seconds_merge": None, "seconds_copy": None, "seconds_wait": None},
+    ]
+
+    assert time_spent(rows) == ("Scoring 2 models took 1:40 (50.0 s each): evaluating 88%, merging 6%, copying 3%, waiting 3%.")
+    assert time_spent(rows[2:]) is None
