@@ -81,6 +81,7 @@ class KinshipMap:
             left.square,
             right.square,
             left.square if a.digest == b.digest else self._dot(a, left, b, right),
+            self._apart(left, right),
         )
         return float(kinship(metric, moments))
 
@@ -98,6 +99,12 @@ class KinshipMap:
             raise MissingProduct(a, b)
         return self._dots[pair]
 
+    def _apart(self, left: Products, right: Products) -> float | None:
+        """Measure two linear children by the difference of their rows, which near-twins do not cancel in."""
+        if left.row_TM is None or right.row_TM is None:
+            return None
+        return float(self._statistics.square(left.row_TM - right.row_TM).sum())
+
     def _products(self, recipe: Recipe) -> Products:
         if recipe.digest not in self._known:
             if not is_linear(recipe):
@@ -111,7 +118,7 @@ class KinshipMap:
         dots_TM = np.einsum("tm,tmn->tn", row_TM, self._statistics.gram_TMM)
         return Products(
             total=float((row_TM * self._statistics.sums_TM).sum()),
-            square=float((row_TM * dots_TM).sum()),
+            square=float(self._statistics.square(row_TM).sum()),
             dots_TM=dots_TM,
             row_TM=row_TM,
         )

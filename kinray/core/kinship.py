@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from kinray.core.statistics import Float64, Statistics
 
@@ -25,6 +26,7 @@ class Moments:
         count: number of elements.
         sum_a, sum_b: Σ a, Σ b.
         dot_aa, dot_bb, dot_ab: Σ a², Σ b², Σ ab.
+        apart: Σ (a − b)² where it is known better than from the products, whose difference cancels for near-twins.
     """
 
     count: Float64 | float
@@ -33,6 +35,7 @@ class Moments:
     dot_aa: Float64 | float
     dot_bb: Float64 | float
     dot_ab: Float64 | float
+    apart: Float64 | float | None = None
 
 
 def kinship(metric: Metric, moments: Moments) -> Float64:
@@ -47,8 +50,8 @@ def kinship(metric: Metric, moments: Moments) -> Float64:
     with np.errstate(divide="ignore", invalid="ignore"):
         match metric:
             case "ed":
-                square = np.asarray(m.dot_aa + m.dot_bb - 2 * m.dot_ab, np.float64)
-                return np.asarray(np.sqrt(np.maximum(square, 0.0)), np.float64)
+                square = m.dot_aa + m.dot_bb - 2 * m.dot_ab if m.apart is None else m.apart
+                return np.asarray(np.sqrt(np.maximum(np.asarray(square, np.float64), 0.0)), np.float64)
             case "cs":
                 return _ratio(m.dot_ab, m.dot_aa, m.dot_bb, m)
             case "pcc":
@@ -67,18 +70,44 @@ def _ratio(ab: Float64 | float, aa: Float64 | float, bb: Float64 | float, raw: M
 
 
 def kinship_matrix(metric: Metric, statistics: Statistics) -> Float64:
-    """Compute one metric for every pair of founders.
+    """Compute one metric for every pair of founders over all parameters.
 
     Returns:
         (N, N) float64 in the order of ``statistics.models[1:]``, symmetric.
     """
-    sums = statistics.sums_TM.sum(0)[1:]
-    gram = statistics.gram_TMM.sum(0)[1:, 1:]
-    norms = np.diagonal(gram)
-    count = float(statistics.count_T.sum())
     return kinship(
         metric,
-        Moments(count, sums[:, None], sums[None, :], norms[:, None], norms[None, :], gram),
+        _pairs(
+            statistics.count_T.sum(),
+            statistics.sums_TM.sum(0),
+            statistics.gram_TMM.sum(0),
+            statistics.squares_TMM.sum(0),
+        ),
+    )
+
+
+def kinship_by_tensor(metric: Metric, statistics: Statistics) -> Float64:
+    """Compute one metric for every pair of founders in each tensor by itself.
+
+    Returns:
+        (T, N, N) float64 in the order of ``statistics.tensors`` and ``statistics.models[1:]``.
+    """
+    count_T11 = statistics.count_T[:, None, None]
+    return kinship(metric, _pairs(count_T11, statistics.sums_TM, statistics.gram_TMM, statistics.squares_TMM))
+
+
+def _pairs(count: npt.ArrayLike, sums_XM: Float64, gram_XMM: Float64, squares_XMM: Float64) -> Moments:
+    """Line up the moments of all pairs of founders; X is nothing, or the tensors."""
+    sums, gram = sums_XM[..., 1:], gram_XMM[..., 1:, 1:]
+    norms = np.diagonal(gram, axis1=-2, axis2=-1)
+    return Moments(
+        np.asarray(count, np.float64),
+        sums[..., :, None],
+        sums[..., None, :],
+        norms[..., :, None],
+        norms[..., None, :],
+        gram,
+        squares_XMM[..., 1:, 1:],
     )
 
 

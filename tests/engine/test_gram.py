@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinray.core.kinship import kinship_matrix
 from kinray.core.statistics import Float64
-from kinray.engine import gram
+from kinray.engine import products as blocks
 from kinray.engine.gram import gram_pass, tensor_statistics
 from kinray.errors import CheckpointError
 from tests.helpers import family, make_model, random_tensors
@@ -42,7 +42,7 @@ def test_statistics_of_one_tensor_are_numpys(dtypes: tuple[torch.dtype, ...]) ->
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 24])
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
-    monkeypatch.setattr(gram, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     tensors = [torch.randn(numel, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     rows = rows_of(tensors)
 
@@ -105,7 +105,9 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, bad: float, who: s
     changed["mlp.weight"][1, 2] = bad
     make_model(tmp_path / who, changed)  # after the digest was taken, which would refuse it too
 
-    with pytest.raises(CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"):
+    with pytest.raises(
+        CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"
+    ):
         gram_pass(models, models.names)
 
 
