@@ -4,7 +4,11 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Look up ``__version__`` when it is asked for, since importlib.metadata is slow to import."""
+    """Look up ``__version__`` and ``kinship_of`` when they are asked for, since what they import is slow to import."""
+    if name == "kinship_of":
+        from kinray.kinship.measure import kinship_of
+
+        return kinship_of
     if name != "__version__":
         raise AttributeError(f"module 'kinray' has no attribute '{name}'")
     from importlib.metadata import PackageNotFoundError, version

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {"evolve": "search for a good merge"}
+COMMANDS = {"evolve": "search for a good merge", "kinship": "measure how alike models' weight changes are"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

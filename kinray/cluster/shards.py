@@ -1,6 +1,6 @@
 """Shard actors: each owns the same tensors of all models and answers for them. Statistics travel, weights do not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,25 +11,37 @@ from kinray.core.algebra import Products
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.statistics import Statistics
 from kinray.engine.gram import Progress
+from kinray.errors import RunError
 
-_BUNDLES = 8
-"""Calls that each shard's pass is cut into: progress is shown, and work is lost, by the bundle."""
+_BUNDLES = 16
+"""Calls that each shard's pass is cut into, at most: progress is shown, and work is lost, by the bundle."""
 
 
 class Shard:
-    """The tensors of one shard, of the base and every founder, mapped from their files."""
+    """The tensors of one shard, of the base and every founder: on its GPU where it has one and they fit, else mapped.
 
-    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+    Args:
+        specs: where the models lie on this node.
+        names: the tensors that the shard owns.
+        device: ``cpu`` or ``cuda``.
+        rows: tensors of which only the first rows count in statistics.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], names: Sequence[str], device: str, rows: Mapping[str, int]) -> None:
+        import torch
+
         from kinray.engine.materialise import Materialiser
+        from kinray.engine.placement import placed
 
-        self._models = open_models(specs)
-        self._materialiser = Materialiser(self._models)
+        self._device, self._rows = torch.device(device), rows
+        self._models = placed(open_models(specs), names, self._device)
+        self._materialiser = Materialiser(self._models, device=device)
 
     def gram(self, names: Sequence[str]) -> Statistics:
         """Return the statistics of some tensors."""
         from kinray.engine.gram import gram_pass
 
-        return gram_pass(self._models, names)
+        return gram_pass(self._models, names, rows=self._rows, device=self._device)
 
     def products(self, nodes: list[dict[str, Any]], names: Sequence[str], statistics: Statistics) -> Products:
         """Merge a child and return its products with the base and the founders over some tensors."""
@@ -45,42 +57,53 @@ class Shard:
 class Shards:
     """All shards of a search, seen from the driver.
 
-    Ray restarts a shard that dies and repeats the calls that it had not answered.
+    Ray starts a shard that dies, or whose node does, again (elsewhere if need be) and repeats the calls that it had not
+    answered; what was answered is not done again.
 
     Args:
         models: the base and the founders.
         count: number of shards; at most one for each tensor.
+        device: ``cpu``, or ``cuda`` for a GPU to each shard.
+        rows: tensors of which only the first rows count in statistics.
     """
 
-    def __init__(self, models: Models, count: int) -> None:
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Shard)
+    def __init__(self, models: Models, count: int, device: str = "cpu", rows: Mapping[str, int] | None = None) -> None:
+        actor = ray.remote(num_cpus=0, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Shard)
         self._models = models
-        self._owned = balance({name: models.base.tensors[name].nbytes for name in models.names}, count)
-        self._actors = [actor.options(scheduling_strategy="SPREAD").remote(models.specs) for _ in self._owned]
+        self._owned = balance({name: self._bytes(name) for name in models.names}, count)
+        spread = actor.options(scheduling_strategy="SPREAD")
+        self._actors = [spread.remote(models.specs, names, device, rows or {}) for names in self._owned]
         self._statistics: Any = None
 
     def statistics(self, progress: Progress = lambda _: None) -> Statistics:
-        """Read all models once and return their statistics.
+        """Read all models once and return their statistics, added up as shards answer.
 
         Raises:
             CheckpointError: when a model holds NaN or infinity.
+            RunError: when a shard cannot be started.
         """
         out = {
             actor.gram.remote(bundle): bundle
             for actor, names in zip(self._actors, self._owned, strict=True)
-            for bundle in _bundles(names)
+            for bundle in bundles({name: self._bytes(name) for name in names})
         }
-        parts: dict[int, Statistics] = {}
-        order = {ref: number for number, ref in enumerate(out)}
-        while len(parts) < len(order):
-            done, _ = ray.wait([ref for ref in order if order[ref] not in parts], num_returns=1)
-            parts[order[done[0]]] = _get(done[0])
-            progress(sum(source.tensors[n].nbytes for n in out[done[0]] for source in self._models.sources.values()))
+        # A tensor is in one bundle only, so the order in which they come does not change a bit of the sums.
         total = Statistics.zeros(self._models.digests, self._models.names)
-        for number in sorted(parts):
-            total = total + parts[number]
+        while out:
+            done, _ = ray.wait(list(out), num_returns=1)
+            total = total + _get(done[0])
+            progress(sum(self._bytes(name) for name in out.pop(done[0])))
+        total = total.take(self._models.names)
         self._statistics = ray.put(total)
         return total
+
+    def close(self) -> None:
+        """End the actors, for a session that goes on with other work."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _bytes(self, name: str) -> int:
+        return sum(self._models.sources[digest].tensors[name].nbytes for digest in self._models.digests)
 
     def start_products(self, recipe: Recipe) -> list[Any]:
         """Begin to measure a child; ``finish_products`` waits for it."""
@@ -117,9 +140,17 @@ def balance(sizes: dict[str, int], count: int) -> list[list[str]]:
     return shards
 
 
-def _bundles(names: Sequence[str]) -> list[list[str]]:
-    bundles = [list(names[start::_BUNDLES]) for start in range(_BUNDLES)]
-    return [bundle for bundle in bundles if bundle]
+def bundles(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Cut a shard's tensors into at most 16 runs of nearly equal bytes; no run is empty."""
+    share, filled = sum(sizes.values()) / _BUNDLES, 0
+    result: list[list[str]] = []
+    for name, size in sizes.items():
+        if not result or filled + size / 2 > share * len(result):
+            result.append([name])
+        else:
+            result[-1].append(name)
+        filled += size
+    return result
 
 
 def _get(ref: Any) -> Any:
@@ -128,3 +159,8 @@ def _get(ref: Any) -> Any:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
+    except ray.exceptions.RayActorError as error:
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise RunError(
+            f"A shard could not be started: {reason} Every node needs the models' folders at the same paths."
+        ) from error

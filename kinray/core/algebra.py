@@ -7,13 +7,13 @@ with the base and the founders, and two such children their own product.
 Shape suffixes: T tensors · M the base and the founders · P parents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kinray.core.kinship import Metric, Moments, kinship
-from kinray.core.methods import LinearForm, method_named
+from kinray.core.methods import Params, method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
 
@@ -164,21 +164,34 @@ def linear_rows(
 
 def _merge_rows(merge: Merge, thetas: list[Float64], gram_TMM: Float64) -> Float64:
     """Compute the (T, M) coefficients of a child's δ from its parents' θ."""
-    method = method_named(merge.method)
+    return child_row(merge.method, [merge.params] * len(gram_TMM), np.stack(thetas, axis=1), gram_TMM)
+
+
+def child_row(method_name: str, params_T: Sequence[Params], theta_TPM: Float64, gram_TMM: Float64) -> Float64:
+    """Compute the coefficients of a linear-family child's δ, whose parameters may differ from tensor to tensor.
+
+    Args:
+        method_name: of the linear family.
+        params_T: hyperparameters for each tensor.
+        theta_TPM: (T, P, M) float64 coefficients of the parents' weights θ on [θ0, δ1 … δN].
+        gram_TMM: (T, M, M) float64 of these rows.
+
+    Returns:
+        (T, M) float64.
+
+    Raises:
+        RecipeError: when parameters do not fit the method.
+    """
+    method = method_named(method_name)
     assert method.weights is not None
-    params = method.resolve(merge.params, len(thetas))
-    theta_TPM = np.stack(thetas, axis=1)
     tensors, parents, models = theta_TPM.shape
     if method.needs_gram:
         gram_TPP = theta_TPM @ gram_TMM @ theta_TPM.transpose(0, 2, 1)
-        forms = [method.weights(params, parents, gram_pp) for gram_pp in gram_TPP]
     else:
-        forms = [method.weights(params, parents, np.full((parents, parents), np.nan))] * tensors
-    return _apply_forms(forms, theta_TPM) - np.eye(1, models)
-
-
-def _apply_forms(forms: list[LinearForm], theta_TPM: Float64) -> Float64:
-    coef_TP = np.array([form.parents for form in forms])
+        gram_TPP = np.full((tensors, parents, parents), np.nan)
+    resolved = {id(params): method.resolve(params, parents) for params in params_T}
+    forms = [method.weights(resolved[id(params)], parents, gram_pp) for params, gram_pp in zip(params_T, gram_TPP, strict=True)]
+    coef_TP = np.array([form.parents for form in forms]).reshape(tensors, parents)
     child_TM: Float64 = np.einsum("tp,tpm->tm", coef_TP, theta_TPM)
     child_TM[:, 0] += [form.base for form in forms]
-    return child_TM
+    return child_TM - np.eye(1, models)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def tensor_statistics(tensors: Sequence[torch.Tensor]) -> tuple[int, Float64, Fl
     models, device = len(tensors), tensors[0].device
     sums_m, gram_mm = np.zeros(models), np.zeros((models, models))
     kernel = Kernel(models, _dtype(tensors), device)
-    for _, (sums, gram) in _in_order(_stretches(0, tensors, device), lambda stretch: kernel.products(stretch.pieces)):
+    for _, (sums, gram) in _in_order(_stretches(0, tensors, device), kernel.products):
         sums_m += sums
         gram_mm += gram
     return tensors[0].numel(), sums_m, gram_mm
@@ -114,8 +115,8 @@ class _Kernels:
     def __init__(self, models: int, device: torch.device) -> None:
         self._made = {dtype: Kernel(models, dtype, device) for dtype in (torch.float32, torch.float64)}
 
-    def products(self, stretch: _Stretch) -> tuple[Float64, Float64]:
-        return self._made[_dtype(stretch.pieces)].products(stretch.pieces)
+    def products(self, pieces: Sequence[torch.Tensor]) -> tuple[Float64, Float64]:
+        return self._made[_dtype(pieces)].products(pieces)
 
 
 def _distances(statistics: Statistics, load: Callable[[int, str], torch.Tensor], device: torch.device) -> Float64:
@@ -128,10 +129,9 @@ def _distances(statistics: Statistics, load: Callable[[int, str], torch.Tensor],
         involved = sorted({number for pair in pairs for number in pair})
         tensors = [load(number, name) for number in involved]
         local = [(involved.index(i), involved.index(j)) for i, j in pairs]
-        kernel, squares_p = Kernel(len(tensors), _dtype(tensors), device), np.zeros(len(pairs))
-        for _, squares in _in_order(
-            _stretches(place, tensors, device), lambda s, k=kernel, p=local: k.squared_distances(s.pieces, p)
-        ):
+        measure = partial(Kernel(len(tensors), _dtype(tensors), device).squared_distances, pairs=local)
+        squares_p = np.zeros(len(pairs))
+        for _, squares in _in_order(_stretches(place, tensors, device), measure):
             squares_p += squares
         for (i, j), square in zip(pairs, squares_p, strict=True):
             apart_TMM[place, i, j] = apart_TMM[place, j, i] = square
@@ -151,21 +151,21 @@ def _dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
 
 def _stretches(place: int, tensors: Sequence[torch.Tensor], device: torch.device) -> Iterator[_Stretch]:
     length = _STRETCH * in_flight(len(tensors), device)
-    for pieces in zip(*(tensor.reshape(-1).split(length) for tensor in tensors), strict=True):
+    for pieces in zip(*(torch.split(tensor.reshape(-1), length) for tensor in tensors), strict=True):
         yield _Stretch(place, pieces)
 
 
-def _in_order(stretches: Iterator[_Stretch], work: Callable[[_Stretch], Any]) -> Iterator[tuple[_Stretch, Any]]:
+def _in_order(stretches: Iterator[_Stretch], work: Callable[[Sequence[torch.Tensor]], Any]) -> Iterator[tuple[_Stretch, Any]]:
     """Work on stretches in threads and give the results in the order of the stretches, so that sums are always the same."""
     threads = torch.get_num_threads()
     if threads == 1:
         for stretch in stretches:
-            yield stretch, work(stretch)
+            yield stretch, work(stretch.pieces)
         return
     waiting: deque[tuple[_Stretch, Future[Any]]] = deque()
     with _pool(threads) as pool:
         for stretch in stretches:
-            waiting.append((stretch, pool.submit(work, stretch)))
+            waiting.append((stretch, pool.submit(work, stretch.pieces)))
             if len(waiting) > 2 * threads:
                 done, result = waiting.popleft()
                 yield done, result.result()

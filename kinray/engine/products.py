@@ -18,7 +18,7 @@ from kinray.core.statistics import Float64
 BLOCK = 1 << 13
 """Elements of one float32 product."""
 
-_IN_FLIGHT = {"cpu": 3 << 19, "cuda": 1 << 28}
+_IN_FLIGHT = {"cpu": 3 << 19, "cuda": 1 << 26}
 """Bytes of rows in flight in a thread: on a CPU they stay in its second-level cache."""
 
 
@@ -74,11 +74,13 @@ class Kernel:
             self._buffers.rows_mb = torch.empty(self._shape, dtype=self._dtype, device=self._device)
             self._buffers.each_m = list(self._buffers.rows_mb)
         rows_mb, size = self._buffers.rows_mb, self._shape[1]
-        for parts in zip(*(piece.split(size) for piece in pieces), strict=True):
-            count = parts[0].numel()
+        for views in zip(*(torch.split(piece, size) for piece in pieces), strict=True):
+            count, parts = views[0].numel(), list(views)
             block_mb = rows_mb if count == size else rows_mb[:, :count]
+            if self._device.type != "cpu":  # moved as stored: fewer bytes than after conversion
+                parts = [part.to(self._device, non_blocking=True) for part in views]
             # One call for all rows: threads wait for Python's lock between calls.
-            torch._foreach_copy_(self._buffers.each_m if count == size else list(block_mb), list(parts))
+            torch._foreach_copy_(self._buffers.each_m if count == size else list(block_mb), parts)
             yield block_mb
 
 

@@ -105,9 +105,7 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, bad: float, who: s
     changed["mlp.weight"][1, 2] = bad
     make_model(tmp_path / who, changed)  # after the digest was taken, which would refuse it too
 
-    with pytest.raises(
-        CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"
-    ):
+    with pytest.raises(CheckpointError, match=f"Model '{who}': tensor 'mlp.weight' holds NaN or infinity in 1 of 30 places"):
         gram_pass(models, models.names)
 
 

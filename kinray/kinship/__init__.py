@@ -1,0 +1,1 @@
+"""``python -m kinray.kinship``: how alike the weight changes of models are."""

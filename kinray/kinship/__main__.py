@@ -1,0 +1,7 @@
+"""``python -m kinray.kinship``."""
+
+import sys
+
+from kinray.kinship.cli import main
+
+sys.exit(main())

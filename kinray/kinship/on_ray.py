@@ -1,0 +1,41 @@
+"""The pass over the models by shard actors."""
+
+from collections.abc import Callable
+
+from kinray.cluster.session import cores, ray_session
+from kinray.cluster.shards import Shards
+from kinray.config import ClusterConfig, EvaluationConfig
+from kinray.core.statistics import Statistics
+from kinray.errors import ConfigError
+from kinray.kinship.family import Family
+
+
+def measure_on_ray(
+    family: Family, device: str, address: str, shards: int | None, progress: Callable[[int], None]
+) -> Statistics:
+    """Measure a family on a Ray cluster.
+
+    Args:
+        family: the models, at the same paths on every node.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        address: of the cluster; empty for one of this machine's own.
+        shards: actors; by default one for each GPU, without GPUs one for each CPU.
+        progress: told of the bytes read.
+
+    Raises:
+        ConfigError: when GPUs are asked for and the cluster has none, or more shards than GPUs.
+        RunError: when the cluster cannot be reached.
+    """
+    import ray
+
+    with ray_session(ClusterConfig(address=address or None), EvaluationConfig(device="auto")):
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        if device == "cuda" and not gpus:
+            raise ConfigError("--device is cuda, but the cluster has no GPU. Use auto or cpu.")
+        cuda = gpus > 0 and device != "cpu"
+        if cuda and shards is not None and shards > gpus:
+            raise ConfigError(f"--shards is {shards}, but the cluster has {gpus} GPUs. Use at most that many, or --device cpu.")
+        cpus = int(resources.get("CPU", 1)) if address else cores()
+        count = shards or (gpus if cuda else cpus)
+        return Shards(family.models, count, "cuda" if cuda else "cpu", family.rows).statistics(progress)
