@@ -97,11 +97,6 @@ class Shards:
         self._statistics = ray.put(total)
         return total
 
-    def close(self) -> None:
-        """End the actors, for a session that goes on with other work."""
-        for actor in self._actors:
-            ray.kill(actor)
-
     def _bytes(self, name: str) -> int:
         return sum(self._models.sources[digest].tensors[name].nbytes for digest in self._models.digests)
 

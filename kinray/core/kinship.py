@@ -81,7 +81,7 @@ def kinship_matrix(metric: Metric, statistics: Statistics) -> Float64:
             statistics.count_T.sum(),
             statistics.sums_TM.sum(0),
             statistics.gram_TMM.sum(0),
-            statistics.squares_TMM.sum(0),
+            statistics.squares.sum(0),
         ),
     )
 
@@ -93,7 +93,7 @@ def kinship_by_tensor(metric: Metric, statistics: Statistics) -> Float64:
         (T, N, N) float64 in the order of ``statistics.tensors`` and ``statistics.models[1:]``.
     """
     count_T11 = statistics.count_T[:, None, None]
-    return kinship(metric, _pairs(count_T11, statistics.sums_TM, statistics.gram_TMM, statistics.squares_TMM))
+    return kinship(metric, _pairs(count_T11, statistics.sums_TM, statistics.gram_TMM, statistics.squares))
 
 
 def _pairs(count: npt.ArrayLike, sums_XM: Float64, gram_XMM: Float64, squares_XMM: Float64) -> Moments:

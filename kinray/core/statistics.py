@@ -26,7 +26,7 @@ class Statistics:
         sums_TM: (T, M) float64, Σ over elements of each row.
         gram_TMM: (T, M, M) float64, dot products of the rows.
         apart_TMM: (T, M, M) float64, squared distances of the rows, given where near-twins were measured from their direct
-            difference; by default they follow from the products. Read them as ``squares_TMM``.
+            difference; by default they follow from the products. Read them as ``squares``.
     """
 
     models: tuple[str, ...]
@@ -50,7 +50,7 @@ class Statistics:
         return cls(tuple(models), tuple(tensors), np.zeros(t, np.int64), np.zeros((t, m)), np.zeros((t, m, m)))
 
     @property
-    def squares_TMM(self) -> Float64:
+    def squares(self) -> Float64:
         """(T, M, M) float64, squared distances of the rows, as good as they are known."""
         return squared_distances(self.gram_TMM) if self.apart_TMM is None else self.apart_TMM
 
@@ -67,7 +67,7 @@ class Statistics:
             total.sums_TM[rows] += part.sums_TM
             total.gram_TMM[rows] += part.gram_TMM
             if apart_TMM is not None:
-                apart_TMM[rows] += part.squares_TMM
+                apart_TMM[rows] += part.squares
         return replace(total, apart_TMM=apart_TMM)
 
     def select(self, models: Sequence[str]) -> "Statistics":
@@ -105,7 +105,7 @@ class Statistics:
         """
         own_T, deltas_TN = row_TM[:, 0], row_TM[:, 1:]
         norms_TN = np.diagonal(self.gram_TMM, axis1=1, axis2=2)[:, 1:]
-        apart_T = np.einsum("ti,tij,tj->t", deltas_TN, self.squares_TMM[:, 1:, 1:], deltas_TN)
+        apart_T = np.einsum("ti,tij,tj->t", deltas_TN, self.squares[:, 1:, 1:], deltas_TN)
         with_base_T = own_T * self.gram_TMM[:, 0, 0] + 2 * (deltas_TN * self.gram_TMM[:, 0, 1:]).sum(1)
         square_T: Float64 = deltas_TN.sum(1) * (deltas_TN * norms_TN).sum(1) - apart_T / 2 + own_T * with_base_T
         return square_T
@@ -120,7 +120,7 @@ class Statistics:
         t, m = row_TM.shape
         dots_TM = np.einsum("tm,tmn->tn", row_TM, self.gram_TMM)
         gram_TMM, apart_TMM = np.zeros((t, m + 1, m + 1)), np.zeros((t, m + 1, m + 1))
-        gram_TMM[:, :m, :m], apart_TMM[:, :m, :m] = self.gram_TMM, self.squares_TMM
+        gram_TMM[:, :m, :m], apart_TMM[:, :m, :m] = self.gram_TMM, self.squares
         gram_TMM[:, :m, m] = gram_TMM[:, m, :m] = dots_TM
         gram_TMM[:, m, m] = self.square(row_TM)
         for other in range(m):

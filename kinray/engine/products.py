@@ -94,7 +94,7 @@ def _blocks(rows_xb: torch.Tensor) -> Iterator[torch.Tensor]:
     count = rows_xb.shape[-1]
     whole = count - count % BLOCK
     if whole:
-        yield rows_xb[..., :whole].unflatten(-1, (-1, BLOCK))
+        yield rows_xb[..., :whole].view(*rows_xb.shape[:-1], -1, BLOCK)
     if whole < count:
         yield rows_xb[..., whole:].unsqueeze(-2)
 

@@ -115,9 +115,9 @@ def statistics_of(
         if ray is None:
             statistics = _measure_here(family, device, progress)
         else:
-            from kinray.kinship.on_ray import measure_on_ray
+            from kinray.cluster.founders import measure_on_ray
 
-            statistics = measure_on_ray(family, device, ray, shards, progress)
+            statistics = measure_on_ray(family.models, family.rows, device, ray, shards, progress)
     if family.unchanged:
         kept.save(statistics)
     return statistics

@@ -88,7 +88,7 @@ class StatisticsCache:
                 "count": np.repeat(statistics.count_T, m),
                 "sum": np.repeat(statistics.sums_TM[:, row], m),
                 "dot": statistics.gram_TMM[:, row].reshape(-1),
-                "square": statistics.squares_TMM[:, row].reshape(-1),
+                "square": statistics.squares[:, row].reshape(-1),
             },
             schema=SCHEMA,
         )

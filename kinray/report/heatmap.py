@@ -86,8 +86,8 @@ def _panel(figure: Any, axes: Any, names: Sequence[str], metric: Metric, matrix:
     from matplotlib.colors import LinearSegmentedColormap
 
     ends = (_NEUTRAL, _COLD) if metric == "ed" else (_COLD, _NEUTRAL, _WARM)
-    colours = LinearSegmentedColormap.from_list(metric, [tuple(part / 255 for part in colour) for colour in ends])
-    colours.set_bad(tuple(part / 255 for part in _UNDEFINED))
+    colours = LinearSegmentedColormap.from_list(metric, [_hex(colour) for colour in ends])
+    colours.set_bad(_hex(_UNDEFINED))
     low, high = _span(metric, matrix)
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=low, vmax=high)
     size = 9 if len(names) <= _NUMBERS_UP_TO else 7
@@ -146,3 +146,8 @@ def _colour(metric: Metric, value: float, low: float, high: float) -> tuple[int,
 def _between(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> tuple[int, int, int]:
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    red, green, blue = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -1,22 +1,26 @@
-"""The pass over the models by shard actors."""
+"""The kinship of given models, measured by shard actors and nothing else running."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
+import ray
+
+from kinray.checkpoints.models import Models
 from kinray.cluster.session import cores, ray_session
 from kinray.cluster.shards import Shards
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.core.statistics import Statistics
+from kinray.engine.gram import Progress
 from kinray.errors import ConfigError
-from kinray.kinship.family import Family
 
 
 def measure_on_ray(
-    family: Family, device: str, address: str, shards: int | None, progress: Callable[[int], None]
+    models: Models, rows: Mapping[str, int], device: str, address: str, shards: int | None, progress: Progress
 ) -> Statistics:
-    """Measure a family on a Ray cluster.
+    """Measure models on a Ray cluster.
 
     Args:
-        family: the models, at the same paths on every node.
+        models: the base and the others, at the same paths on every node.
+        rows: tensors of which only the first rows count.
         device: ``auto``, ``cpu`` or ``cuda``.
         address: of the cluster; empty for one of this machine's own.
         shards: actors; by default one for each GPU, without GPUs one for each CPU.
@@ -26,8 +30,6 @@ def measure_on_ray(
         ConfigError: when GPUs are asked for and the cluster has none, or more shards than GPUs.
         RunError: when the cluster cannot be reached.
     """
-    import ray
-
     with ray_session(ClusterConfig(address=address or None), EvaluationConfig(device="auto")):
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -38,4 +40,4 @@ def measure_on_ray(
             raise ConfigError(f"--shards is {shards}, but the cluster has {gpus} GPUs. Use at most that many, or --device cpu.")
         cpus = int(resources.get("CPU", 1)) if address else cores()
         count = shards or (gpus if cuda else cpus)
-        return Shards(family.models, count, "cuda" if cuda else "cpu", family.rows).statistics(progress)
+        return Shards(models, count, "cuda" if cuda else "cpu", rows).statistics(progress)
