@@ -86,8 +86,7 @@ def _panel(figure: Any, axes: Any, names: Sequence[str], metric: Metric, matrix:
     from matplotlib.colors import LinearSegmentedColormap
 
     ends = (_NEUTRAL, _COLD) if metric == "ed" else (_COLD, _NEUTRAL, _WARM)
-    colours = LinearSegmentedColormap.from_list(metric, [_hex(colour) for colour in ends])
-    colours.set_bad(_hex(_UNDEFINED))
+    colours = LinearSegmentedColormap.from_list(metric, [_hex(colour) for colour in ends], bad=_hex(_UNDEFINED))
     low, high = _span(metric, matrix)
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=low, vmax=high)
     size = 9 if len(names) <= _NUMBERS_UP_TO else 7

@@ -1,0 +1,1 @@
+"""The kinship command and what it stands on."""
