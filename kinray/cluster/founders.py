@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 
-import ray
-
 from kinray.checkpoints.models import Models
 from kinray.cluster.session import cores, ray_session
-from kinray.cluster.shards import Shards
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.core.statistics import Statistics
 from kinray.engine.gram import Progress
@@ -31,6 +28,10 @@ def measure_on_ray(
         RunError: when the cluster cannot be reached.
     """
     with ray_session(ClusterConfig(address=address or None), EvaluationConfig(device="auto")):
+        import ray  # reads its settings when it is first imported, so after the session has made them
+
+        from kinray.cluster.shards import Shards
+
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         if device == "cuda" and not gpus:

@@ -1,10 +1,12 @@
 """Shard actors: each owns the same tensors of all models and answers for them. Statistics travel, weights do not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, repeat
 from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinray.checkpoints.models import Models, ModelSpec, open_models
 from kinray.core.algebra import Products
@@ -71,8 +73,10 @@ class Shards:
         actor = ray.remote(num_cpus=0, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Shard)
         self._models = models
         self._owned = balance({name: self._bytes(name) for name in models.names}, count)
-        spread = actor.options(scheduling_strategy="SPREAD")
-        self._actors = [spread.remote(models.specs, names, device, rows or {}) for names in self._owned]
+        self._actors = [
+            actor.options(scheduling_strategy=place).remote(models.specs, names, device, rows or {})
+            for names, place in zip(self._owned, _places(device), strict=False)
+        ]
         self._statistics: Any = None
 
     def statistics(self, progress: Progress = lambda _: None) -> Statistics:
@@ -146,6 +150,14 @@ def bundles(sizes: Mapping[str, int]) -> list[list[str]]:
             result[-1].append(name)
         filled += size
     return result
+
+
+def _places(device: str) -> Iterator[Any]:
+    """Say where the next shard should be: on the nodes in turn, or wherever a GPU is free; elsewhere if its node is lost."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if device == "cuda":
+        return repeat("SPREAD")
+    return cycle([NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes])
 
 
 def _get(ref: Any) -> Any:

@@ -194,7 +194,9 @@ def test_models_of_one_name_are_told_apart(models: list[str], tmp_path: Path) ->
 
 
 def test_one_machine_needs_neither_ray_nor_transformers(models: list[str]) -> None:
-    program = f"import sys; from kinray.kinship.cli import main; main({[*models[1:], '--base', models[0]]!r}); print(*sys.modules)"
+    program = (
+        f"import sys; from kinray.kinship.cli import main; main({[*models[1:], '--base', models[0]]!r}); print(*sys.modules)"
+    )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

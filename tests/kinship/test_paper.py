@@ -66,7 +66,9 @@ def test_tied_embedding_comes_twice(tmp_path: Path) -> None:
 def test_paper_is_a_plain_reading_of_its_formulae(tmp_path: Path, metric: str, split: bool) -> None:
     draw = torch.Generator().manual_seed(1)
     models = [{name: torch.randn(size, generator=draw) for name, size in (("a", 700), ("b", 90), ("c", 33))} for _ in range(3)]
-    paths = [make_model(tmp_path / str(at), m, {"architectures": [ARCHITECTURE], "vocab_size": 2}) for at, m in enumerate(models)]
+    paths = [
+        make_model(tmp_path / str(at), m, {"architectures": [ARCHITECTURE], "vocab_size": 2}) for at, m in enumerate(models)
+    ]
 
     def plain(left: torch.Tensor, right: torch.Tensor) -> float:
         if metric == "pcc":
