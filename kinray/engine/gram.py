@@ -24,7 +24,7 @@ TWINS_ABOVE = 0.9
 """Cosine in a tensor above which a distance is measured from the direct difference. The metric asks for it above 0.99 over
 all tensors; in a tensor at 0.9 the products still give a distance to 1e-7 / (2·(1 − 0.9)) = 5e-7."""
 
-_STRETCH = 16
+_STRETCH = 8
 """Buffers' worth of a tensor in one task of a thread."""
 
 Progress = Callable[[int], None]

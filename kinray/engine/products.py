@@ -18,8 +18,8 @@ from kinray.core.statistics import Float64
 BLOCK = 1 << 13
 """Elements of one float32 product."""
 
-_IN_FLIGHT = {"cpu": 3 << 19, "cuda": 1 << 26}
-"""Bytes of rows in flight in a thread: on a CPU they stay in its second-level cache."""
+_IN_FLIGHT = {"cpu": 3 << 20, "cuda": 1 << 26}
+"""Bytes of rows in flight in a thread: on a CPU they stay in its caches, and each call still has enough to do."""
 
 
 class Kernel:
@@ -42,15 +42,20 @@ class Kernel:
         Args:
             pieces: M tensors of one dimension and one length, of any floating dtypes, the base's first.
         """
-        models = self._shape[0]
-        sums_m = torch.zeros(models, dtype=torch.float64, device=self._device)
-        gram_mm = torch.zeros(models, models, dtype=torch.float64, device=self._device)
+        models, blocks = self._shape[0], -(-pieces[0].numel() // BLOCK)
+        # One product and one sum for each block, added up in float64 at the end: threads wait for Python's lock between
+        # calls, so there are few.
+        products_kmm = torch.empty(blocks, models, models, dtype=self._dtype, device=self._device)
+        sums_mk = torch.empty(models, blocks, dtype=self._dtype, device=self._device)
+        done = 0
         for rows_mb in self._rows(pieces):
             rows_mb[1:].sub_(rows_mb[0])
             for rows_mkg in _blocks(rows_mb):
-                rows_kmg = rows_mkg.transpose(0, 1)
-                gram_mm += torch.bmm(rows_kmg, rows_kmg.mT).sum(0, dtype=torch.float64)
-                sums_m += rows_mkg.sum(2).sum(1, dtype=torch.float64)
+                rows_kmg, at = rows_mkg.transpose(0, 1), slice(done, done + rows_mkg.shape[1])
+                torch.bmm(rows_kmg, rows_kmg.mT, out=products_kmm[at])
+                torch.sum(rows_mkg, 2, out=sums_mk[:, at])
+                done = at.stop
+        sums_m, gram_mm = sums_mk.sum(1, dtype=torch.float64), products_kmm.sum(0, dtype=torch.float64)
         return sums_m.cpu().numpy(), gram_mm.cpu().numpy()
 
     def squared_distances(self, pieces: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> Float64:
@@ -79,7 +84,6 @@ class Kernel:
             block_mb = rows_mb if count == size else rows_mb[:, :count]
             if self._device.type != "cpu":  # moved as stored: fewer bytes than after conversion
                 parts = [part.to(self._device, non_blocking=True) for part in views]
-            # One call for all rows: threads wait for Python's lock between calls.
             torch._foreach_copy_(self._buffers.each_m if count == size else list(block_mb), parts)
             yield block_mb
 

@@ -1,5 +1,6 @@
 """Heat maps: clustered, readable for few and many models, safe for any name."""
 
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,7 +25,7 @@ def test_models_of_a_cluster_lie_together(metric: str) -> None:
 
     groups = [at % 3 for at in order]
     assert sorted(order) == list(range(12))
-    assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == 2
+    assert sum(a != b for a, b in pairwise(groups)) == 2
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
