@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import kinray
@@ -207,3 +208,26 @@ def test_both_ways_to_start_it_are_there() -> None:
     for start in (["-m", "kinray.kinship"], ["-m", "kinray", "kinship"]):
         done = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, check=True)
         assert "--merge-of" in done.stdout
+
+
+def test_lora_adapter_is_a_model_on_the_base(models: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    factors = random_tensors(3, {"lora_A": (2, 6), "lora_B": (5, 2)})
+    names = {f"base_model.model.mlp.{part}.weight": tensor for part, tensor in factors.items()}
+    save_file(names, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+
+    result = kinray.kinship_of(models[0], [models[1], str(folder)])
+
+    whole = deltas([random_tensors(seed, SHAPES) for seed in range(2)])[0]
+    change = np.concatenate([np.zeros(60), (2 * factors["lora_B"] @ factors["lora_A"]).double().numpy().ravel(), np.zeros(6)])
+    assert result.models[1] == "lora"
+    expected = whole @ change / np.linalg.norm(whole) / np.linalg.norm(change)
+    assert result.cs[0, 1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_cluster_that_is_not_there_is_one_line(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(models, "--ray=127.0.0.1:1") == 2
+
+    assert "Cannot join the Ray cluster at '127.0.0.1:1'" in capsys.readouterr().err
