@@ -86,9 +86,7 @@ def test_one_large_common_shift_does_not_spoil_the_correlation() -> None:
 
 
 @pytest.mark.parametrize("flight", [1, 1 << 16, 1 << 30])
-def test_blocks_in_flight_and_threads_change_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flight: int
-) -> None:
+def test_blocks_in_flight_and_threads_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flight: int) -> None:
     models = fine_tunes(0.01, {"a.weight": (600, 211), "b.weight": (9,)})
     opened = family(tmp_path, models)
     expected = gram_pass(opened, opened.names)
