@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from kinray.core.kinship import METRICS
 from kinray.errors import ConfigError, KinrayError
 from kinray.files import write_atomically
+from kinray.report.wording import plural
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -62,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KinrayError as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # whoever read the output has seen enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -111,18 +119,20 @@ def _kinship(arguments: argparse.Namespace) -> int:
         split=arguments.split,
     )
     metrics = METRICS if arguments.metric == "all" else (arguments.metric,)
-    text = json.dumps(kinship.as_json(), indent=1, allow_nan=False) + "\n" if arguments.json is not None else ""
-    if arguments.json is not None and str(arguments.json) == "-":
-        sys.stdout.write(text)
-    else:
-        print(f"{len(kinship.models)} models, {kinship.parameters / 1e6:,.1f} M parameters\n")
-        print(table_text(kinship, metrics))
-        if arguments.per_layer:
-            print("\n" + layers_text(kinship, metrics))
-        if arguments.json is not None:
-            write_atomically(arguments.json, text.encode())
+    text = json.dumps(kinship.as_json(), indent=1, allow_nan=False) + "\n"
+    to_screen = str(arguments.json) == "-"
+    if arguments.json is not None and not to_screen:
+        write_atomically(arguments.json, text.encode())
     if arguments.plot is not None:
         from kinray.report.heatmap import write_heatmap
 
         write_heatmap(arguments.plot, kinship.models, {metric: kinship.matrix(metric) for metric in metrics})
+    if to_screen:
+        sys.stdout.write(text)
+    else:
+        print(f"{plural(len(kinship.models), 'model')}, {kinship.parameters / 1e6:,.1f} M parameters\n")
+        print(table_text(kinship, metrics))
+        if arguments.per_layer:
+            print("\n" + layers_text(kinship, metrics))
+    sys.stdout.flush()
     return 0

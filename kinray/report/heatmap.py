@@ -71,9 +71,10 @@ def _number(value: float) -> str:
 def _draw(path: Path, names: Sequence[str], matrices: Mapping[Metric, Float64]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     side = max(3.2, 0.34 * len(names) + 2.2)
-    figure = Figure(figsize=(side * len(matrices) + 0.6, side + 0.8), layout="constrained")
+    figure = Figure(figsize=(side * len(matrices) + 0.6, side + 0.8), layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
     for place, (metric, matrix) in enumerate(matrices.items(), 1):
         _panel(figure, figure.add_subplot(1, len(matrices), place), names, metric, matrix)
