@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
 _FILES = threading.local()
 
 
@@ -133,6 +134,8 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return _indexed_files(folder, index, name)
+    if (folder / "model.safetensors").is_file():
+        return [_inside(folder, "model.safetensors", name)]
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return [_inside(folder, files[0].name, name)]
@@ -143,10 +146,12 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         raise CheckpointError(f"Model '{name}': {folder} is an adapter. Name it under 'adapter'.")
     if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
         raise CheckpointError(
-            f"Model '{name}': {folder} has only {pickles[0]}, a pickle, which can run code when it is read. Convert it where "
-            "you trust it: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
+            f"Model '{name}': {folder} has only {pickles[0]}, a pickle, which can run code when it is read. "
+            f"Convert it where you trust it: {_CONVERT}"
         )
-    raise CheckpointError(f"Model '{name}': {folder} has no .safetensors file.")
+    raise CheckpointError(
+        f"Model '{name}': {folder} has no .safetensors file. If there are only pickles (.bin) of it, convert them: {_CONVERT}"
+    )
 
 
 def _indexed_files(folder: Path, index: Path, name: str) -> list[Path]:

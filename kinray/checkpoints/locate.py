@@ -7,6 +7,8 @@ from kinray.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+_NOT = ["consolidated*", "*/*"]
+"""Second copies of the weights, in other formats."""
 
 
 def locate(model: str, name: str, revision: str | None = None) -> Path:
@@ -32,7 +34,7 @@ def _fetch(model: str, name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise CheckpointError(f"Model '{name}': there is no folder {model}, and the hub did not give it: {reason}") from error

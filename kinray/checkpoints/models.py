@@ -18,6 +18,15 @@ _CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cache
 """Ends of the names of buffers that old checkpoints hold though they follow from the config."""
 
 
+_SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+"""Settings without which equal shapes do not mean equal use."""
+
+_ABSENT = "absent"
+
+_NOTED = ("rope_theta", "rope_scaling", "sliding_window", "rms_norm_eps", "tie_word_embeddings")
+"""Settings that change what a model computes; children have the base's."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which model, and where it lies on this node; small, so that it travels to workers.
@@ -133,7 +142,7 @@ def open_models(specs: Sequence[ModelSpec]) -> Models:
 
 def weight_names(base: WeightSource) -> tuple[str, ...]:
     """List the tensors that hold weights: no integer buffers, no rotary caches, an output layer that is tied left out."""
-    tied = _setting(base, "tie_word_embeddings")
+    tied = _setting(base, "tie_word_embeddings") is True
     return tuple(
         name
         for name, info in base.tensors.items()
@@ -157,6 +166,7 @@ def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: 
         raise CheckpointError(
             f"Model '{model.name}' is a {theirs}, but the base '{base.name}' is a {ours}. All must share one architecture."
         )
+    _compare_configs(model, base, notices)
     extra = [name for name in weight_names(model) if name not in base.tensors]
     if extra:
         raise CheckpointError(f"Model '{model.name}' has tensor '{extra[0]}', which the base '{base.name}' does not have.")
@@ -181,12 +191,32 @@ def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: 
     return FittedModel(model, base, rows)
 
 
-def _vocabulary(model: WeightSource) -> int:
-    size = _setting(model, "vocab_size")
-    return size if isinstance(size, int) else -1
+def _compare_configs(model: WeightSource, base: WeightSource, notices: list[str]) -> None:
+    """Refuse a founder that computes otherwise than the base, and note settings that children take from the base.
+
+    Raises:
+        CheckpointError: when heads or the activation differ, for then equal shapes do not mean the same.
+    """
+    for key in (*_SAME, *_NOTED):
+        ours, theirs = _setting(base, key), _setting(model, key)
+        if ours == theirs or _ABSENT in (ours, theirs):
+            continue
+        if key in _SAME:
+            raise CheckpointError(
+                f"Model '{model.name}' has {key} {theirs!r} but the base '{base.name}' has {ours!r}. Weights that are used in "
+                "different ways cannot be merged; remove one of them."
+            )
+        notices.append(f"'{model.name}' has {key} {theirs!r}; it and all children are scored with the base's {ours!r}.")
 
 
 def _setting(model: WeightSource, key: str) -> Any:
-    """Read a setting of the language model, which models of several modalities keep under ``text_config``."""
-    text = model.config.get("text_config")
-    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
+    """Look a setting up in the config, in that of its text part, and where transformers 5 keeps those of rotary embeddings."""
+    for part in (model.config, model.config.get("text_config"), model.config.get("rope_parameters")):
+        if isinstance(part, dict) and key in part:
+            return part[key]
+    return _ABSENT
+
+
+def _vocabulary(model: WeightSource) -> int:
+    size = _setting(model, "vocab_size")
+    return size if isinstance(size, int) else -1

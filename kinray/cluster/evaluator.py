@@ -102,8 +102,15 @@ class Evaluators:
 
     def score_now(self, number: int, recipe: Recipe) -> Result:
         """Return the result of a recipe from one evaluator, at once if it has just scored it."""
-        result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
-        return result
+        for attempt in range(self._retries + 1):
+            try:
+                result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
+            except ray.exceptions.RayError as error:
+                if attempt == self._retries:
+                    return Failed(_reason(error))
+            else:
+                return result
+        raise AssertionError
 
     def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Result]:
         """Score recipes outside of the search, spread over all evaluators; results come in the order of the jobs."""
@@ -126,5 +133,11 @@ class Evaluators:
                 if attempt < self._retries:
                     waiting.append((number, attempt + 1))
                 else:
-                    results[number] = Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:500]}")
+                    results[number] = Failed(_reason(error))
         return [results[number] for number in range(len(jobs))]
+
+
+def _reason(error: Exception) -> str:
+    """Say what an evaluator ended with; of Ray's long texts the last line tells most."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[-1][:500]}"

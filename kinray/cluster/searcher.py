@@ -72,6 +72,7 @@ class PolicySearcher(Searcher):
             return Searcher.FINISHED
         try:
             child = self._next_child()
+            recipe = json.dumps(to_nodes(child.recipe)) if child is not None else ""
         except Exception as error:
             self.error = error
             return Searcher.FINISHED
@@ -80,7 +81,7 @@ class PolicySearcher(Searcher):
         slot = self._free.pop()
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
-        return {"child": child.name, "evaluator": self._evaluators.names[slot], "recipe": json.dumps(to_nodes(child.recipe))}
+        return {"child": child.name, "evaluator": self._evaluators.names[slot], "recipe": recipe}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record a child's result and tell the policy."""
@@ -138,6 +139,8 @@ class PolicySearcher(Searcher):
         self._generation = policy.generation
         names = {child.recipe.digest: child.name for child in policy.population.children}
         metric = self._run.config.search.kinship
+        if policy.finished:
+            self._kinship.asked.clear()  # asked to decide whether to stop, not to mate
         values = [(names[a], names[b], metric, value) for (a, b), value in self._kinship.asked.items()]
         if values:
             self._run.record_kinship(policy.generation, values)

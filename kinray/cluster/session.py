@@ -1,11 +1,13 @@
 """Join a Ray cluster, or start a private one that only this machine can reach and that leaves nothing behind."""
 
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ _PRIVATE = {
     # Nothing but this machine reaches it, and a token would be written into the home folder.
     "RAY_AUTH_MODE": "disabled",
 }
+_FOLDER = "kinray-ray-"
+_MARKER = "kinray.lock"
 _OBJECT_STORE = 256 << 20
 """Bytes; recipes, statistics and scores travel, weights do not."""
 
@@ -62,32 +66,37 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    folder = None if cluster.address else _temporary_folder()
-    try:
-        _connect(cluster, folder, verbose)
-        yield _session(cluster, evaluation)
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with nullcontext() if cluster.address else _temporary_folder() as folder:
+        try:
+            _connect(cluster, folder, verbose)
+            yield _session(cluster, evaluation)
+        finally:
+            ray.shutdown()
 
 
-def _temporary_folder() -> Path:
-    """Make a folder for Ray's sockets and logs, after removing those of sessions that were killed.
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a folder for Ray's sockets and logs, and remove it at the end, with those of sessions that were killed.
 
-    It lies in /tmp, since the path of a socket may have 107 bytes only, and is named after this process.
+    It lies in /tmp, since the path of a socket may have 107 bytes only. A lock on a file in it tells the living from the dead.
     """
-    for old in Path("/tmp").glob("kinray-*-*"):  # noqa: S108
-        pid = old.name.split("-")[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and old.stat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"kinray-{os.getpid()}-", dir="/tmp"))
+    for marker in Path("/tmp").glob(f"{_FOLDER}*/{_MARKER}"):  # noqa: S108
+        with suppress(OSError), marker.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(marker.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
+    try:
+        with (folder / _MARKER).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None:
     import ray
 
-    common = {"log_to_driver": verbose, "logging_level": logging.ERROR, "namespace": f"kinray-{os.getpid()}"}
+    common = {"log_to_driver": verbose, "logging_level": logging.ERROR, "namespace": f"kinray-{uuid.uuid4().hex}"}
     if folder is None:
         try:
             ray.init(address=cluster.address, **common)
@@ -97,7 +106,7 @@ def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None
     else:
         ray.init(
             address="local",
-            num_cpus=cores() + 1,  # one for Tune's thin trials, which wait and do not work
+            num_cpus=_cpus(cluster) + 1,  # one for Tune's thin trials, which wait and do not work
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
             _node_ip_address="127.0.0.1",
@@ -114,15 +123,27 @@ def _session(cluster: ClusterConfig, evaluation: EvaluationConfig) -> Session:
     if evaluation.device == "cuda" and not gpus:
         raise RunError("evaluation.device is cuda, but the cluster has no GPU. Use auto or cpu, or add a GPU node.")
     device = "cpu" if evaluation.device == "cpu" or not gpus else "cuda"
-    cpus = cores() if cluster.address is None else int(resources.get("CPU", 1))
+    # One CPU is left for Tune's trials and the shards.
+    cpus = _cpus(cluster) if cluster.address is None else max(1, int(resources.get("CPU", 2)) - 1)
     nodes = sum(node["Alive"] for node in ray.nodes())
     evaluators = cluster.evaluators
     if evaluators == "auto":
         evaluators = gpus if device == "cuda" else max(1, cpus // 2)
+    limit = gpus if device == "cuda" else cpus
+    if evaluators > limit:
+        raise RunError(
+            f"cluster.evaluators is {evaluators}, but the cluster has {limit} {'GPUs' if device == 'cuda' else 'free CPUs'}. "
+            "Each evaluator needs one: lower the number, or add nodes."
+        )
     shards = cluster.shards
     if shards == "auto":
         shards = gpus if device == "cuda" else nodes
-    return Session(device, evaluators, shards, max(1, cpus // evaluators))
+    return Session(device, evaluators, shards, max(1, (cores() if cluster.address is None else cpus) // evaluators))
+
+
+def _cpus(cluster: ClusterConfig) -> int:
+    """Count the CPUs of a private cluster; more evaluators than cores are the user's to ask for."""
+    return max(cores(), cluster.evaluators if isinstance(cluster.evaluators, int) else 1)
 
 
 def cores() -> int:

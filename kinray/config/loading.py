@@ -13,6 +13,8 @@ from kinray.config.schema import Config, FounderSpec, Range, TaskSpec
 from kinray.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1 << 20
+_BARE = {"founders": "model", "tasks": "name"}
+"""What a bare string in a list of the configuration is the value of."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,10 +38,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back as it was."""
+
+
 # YAML 1.1 takes 1e-3 (without a dot) for a word.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -56,6 +62,11 @@ def read_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{place}: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not readable as YAML: {str(error).splitlines()[0][:200]}.") from error
+
+
+def write_yaml(data: Mapping[str, Any]) -> str:
+    """Write settings so that ``read_yaml`` gives them back: a word that looks like a number is quoted."""
+    return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -105,7 +116,10 @@ def _override(data: dict[str, Any], text: str) -> None:
     target: Any = data
     for number, part in enumerate(parts[:-1]):
         if isinstance(target, list):
-            target = target[_index(target, part, key)]
+            place = _index(target, part, key)
+            if isinstance(target[place], str) and parts[0] in _BARE:  # a bare string stands for a mapping
+                target[place] = {_BARE[parts[0]]: target[place]}
+            target = target[place]
         else:
             if target.get(part) is None:
                 target[part] = {}

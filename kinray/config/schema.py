@@ -226,7 +226,7 @@ class Config(Section):
     """The pretrained model that all founders were tuned from: a folder or a hub id."""
     base_revision: str | None = None
     """Commit, tag or branch of the base, for a hub id."""
-    founders: list[FounderSpec] = []
+    founders: list[FounderSpec] = Field(default=[], max_length=64)
     """The fine-tunes to start from, at least two."""
     demo: bool = False
     """Make the built-in tiny models and tasks and use them as base, founders and tasks."""

@@ -29,16 +29,14 @@ class ResidentModel:
     """
 
     def __init__(self, folder: Path, models: Models, dtype: str, device: str, config: EvaluationConfig) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.initialization import no_init_weights
+        from transformers import GenerationConfig
 
-        trust = config.trust_remote_code
         self.dtype = DTYPES[dtype]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        with no_init_weights():
-            model = AutoModelForCausalLM.from_config(model_config, dtype=self.dtype, trust_remote_code=trust)
+        self.tokenizer = _tokenizer(folder, config)
+        model = _skeleton(folder, config, self.dtype)
         model.tie_weights()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self._places = _places(self.model, models)
 
@@ -74,8 +72,54 @@ class ResidentModel:
         return seconds
 
 
+def check_buildable(models: Models, config: EvaluationConfig) -> None:
+    """Raise CheckpointError unless transformers can build the base's model class and its tokenizer; no memory is taken."""
+    folder, name = models.specs[0].folder, models.base.name
+    try:
+        tokenizer = _tokenizer(folder, config)
+        with torch.device("meta"):
+            model = _skeleton(folder, config, torch.bfloat16)
+    except Exception as error:  # whatever a config or a tokenizer file provokes
+        reason = str(error).strip().splitlines() or ["no message"]
+        raise CheckpointError(f"Model '{name}': transformers cannot build it: {reason[0][:300]}") from error
+    if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise CheckpointError(
+            f"Model '{name}': its tokenizer has no chat template, which evaluation.apply_chat_template needs."
+        )
+    model.tie_weights()
+    _state(model, models)
+
+
+def _tokenizer(folder: Path, config: EvaluationConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
+
+
+def _skeleton(folder: Path, config: EvaluationConfig, dtype: torch.dtype) -> Any:
+    """Build the model class without initialising its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    trust = config.trust_remote_code
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    with no_init_weights():
+        return AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=trust)
+
+
 def _places(model: Any, models: Models) -> dict[str, torch.Tensor]:
     """Find the parameter or buffer that each tensor of the checkpoints goes to, and check that none is left over."""
+    state = _state(model, models)
+    places = {name: state[name].data for name in models.names}
+    filled = {tensor.data_ptr() for tensor in places.values()}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.nn.Parameter) and tensor.data_ptr() not in filled:
+            raise CheckpointError(f"'{models.base.name}' has no tensor '{name}', which {type(model).__name__} needs.")
+    return places
+
+
+def _state(model: Any, models: Models) -> dict[str, torch.Tensor]:
+    """Return the model's tensors by the checkpoints' names, after checking that each of these is there in its shape."""
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
     # Old checkpoints (GPT-2's) name the tensors of the body without its prefix.
     prefix = f"{model.base_model_prefix}."
@@ -87,9 +131,4 @@ def _places(model: Any, models: Models) -> dict[str, torch.Tensor]:
                 f"Tensor '{name}' of '{models.base.name}' has shape {models.base.tensors[name].shape}, but transformers' "
                 f"{type(model).__name__} has {got}. Save the model with this version of transformers first."
             )
-    places = {name: state[name].data for name in models.names}
-    filled = {tensor.data_ptr() for tensor in places.values()}
-    for name, tensor in state.items():
-        if isinstance(tensor, torch.nn.Parameter) and tensor.data_ptr() not in filled:
-            raise CheckpointError(f"'{models.base.name}' has no tensor '{name}', which {type(model).__name__} needs.")
-    return places
+    return state

@@ -3,10 +3,8 @@
 import logging
 import math
 import platform
-import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +16,7 @@ from kinray.core.recipe import Recipe
 from kinray.core.scores import Failed, Result, Scored
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
+from kinray.evaluation.randomness import seeded
 from kinray.evaluation.tasks import Leaf, Split, TaskSet, load_tasks
 
 
@@ -65,11 +64,10 @@ class Scorer:
         Returns:
             Scored; or Failed when its weights or answers are not finite, which would happen again.
         """
-        with _random_states_kept():
+        with seeded(self._config.seed):
             try:
                 tensors = self._materialiser.tensors(recipe, self._resident.dtype)
                 seconds = self._resident.load(tensors)
-                started = perf_counter()
                 prepared = self._prepare(split)
                 ready = perf_counter()
                 self._answer(prepared)
@@ -79,7 +77,7 @@ class Scorer:
                 scores = _judge(self._tasks, split, values)
             except RunError as error:
                 return Failed(str(error))
-        seconds |= {"prepare": ready - started, "evaluate": perf_counter() - ready}
+        seconds["evaluate"] = perf_counter() - ready
         if any(math.isnan(task.score) for task in scores.values()):
             return Failed("the score is NaN")
         return Scored(scores, seconds, {"device": self._device, "node": platform.node()})
@@ -148,6 +146,8 @@ class Scorer:
                 _check_finite(answers)
             else:
                 answers = getattr(self._lm, kind)(instances, disable_tqdm=True)
+                if kind == "loglikelihood_rolling":
+                    _check_finite([(answer, False) for answer in answers])
             for instance, answer in zip(instances, answers, strict=True):
                 instance.resps.append(answer)
 
@@ -161,17 +161,3 @@ def _check_finite(answers: Sequence[tuple[float, bool]]) -> None:
     bad = sum(math.isnan(likelihood) for likelihood, _ in answers)
     if bad:
         raise RunError(f"{bad} of {len(answers)} log-likelihoods of the child are NaN")
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    import numpy as np
-    import torch
-
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

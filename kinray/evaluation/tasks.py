@@ -13,6 +13,7 @@ from typing import Any, Literal
 from kinray.config import EvaluationConfig, TaskSpec
 from kinray.core.scores import TaskScore, standard_error
 from kinray.errors import RunError, TaskError, did_you_mean
+from kinray.evaluation.randomness import seeded
 
 Split = Literal["search", "holdout"]
 
@@ -96,10 +97,11 @@ class LoadedTask:
             error = standard_error(flat)
         if self.spec.scale is not None:
             worst, best = self.spec.scale
-            clipped = min(1.0, max(0.0, (score - worst) / (best - worst)))
+            scaled = (score - worst) / (best - worst)
+            clipped = scaled if math.isnan(scaled) else min(1.0, max(0.0, scaled))
             error /= abs(best - worst)
             flat = [(value - worst) / (best - worst) for value in flat]
-            paired = paired and clipped == (score - worst) / (best - worst)
+            paired = paired and clipped == scaled
             score = clipped
         elif not -1e-9 <= score <= 1 + 1e-9 and not math.isnan(score):
             raise TaskError(
@@ -138,7 +140,8 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
             raise TaskError(f"task_paths: there is no folder {path}.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager([spec.name for spec in specs], paths)
-    tasks = [LoadedTask(spec, _leaves(spec, manager, config, seed)) for spec in specs]
+    with seeded(seed):  # some tasks shuffle their choices while they load
+        tasks = [LoadedTask(spec, _leaves(spec, manager, config, seed)) for spec in specs]
     names = [leaf.name for task in tasks for leaf in task.leaves]
     for name in names:
         if names.count(name) > 1:

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evolve(arguments: argparse.Namespace, console: Console) -> int:
-    if arguments.resume is not None and (arguments.config or arguments.output or arguments.set):
-        raise RunError("--resume continues a run as it was configured. Leave out CONFIG, --output and --set.")
+    if arguments.resume is not None and (arguments.config or arguments.output or arguments.set or arguments.dry_run):
+        raise RunError("--resume continues a run as it was configured. Leave out CONFIG, --output, --set and --dry-run.")
     from kinray.evolve.session import dry_run, resume, start
 
     if arguments.resume is not None:

@@ -13,6 +13,7 @@ from kinray.checkpoints.writer import check_room
 from kinray.config import Config
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError, ConfigError
+from kinray.evaluation.resident import check_buildable
 from kinray.evaluation.tasks import TaskSet, load_tasks
 from kinray.records.run import check_vacant
 from kinray.search.space import MethodSpace, search_space
@@ -78,12 +79,29 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
             raise ConfigError(f"loggers: {logger} is not installed. Install it: {install}")
     if fresh:
         check_vacant(Path(config.output))
+    config = _absolute(config)
     models = _open(config, note)
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
+    note("checking that transformers can build the model")
+    check_buildable(models, config.evaluation)
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     return Prepared(config, models, spaces, tasks)
+
+
+def _absolute(config: Config) -> Config:
+    """Make paths that exist absolute, so that a run can be resumed from anywhere."""
+
+    def place(path: str) -> str:
+        return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+    founders = [
+        spec.model_copy(update={"model": place(spec.model), "adapter": spec.adapter and place(spec.adapter)})
+        for spec in config.founders
+    ]
+    paths = [place(path) for path in config.task_paths]
+    return config.model_copy(update={"base": place(config.base), "founders": founders, "task_paths": paths})
 
 
 def _open(config: Config, note: Note) -> Models:

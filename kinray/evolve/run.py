@@ -111,7 +111,11 @@ def _compare(
         else:
             run.keep(name, result, split)
     entries = [
-        Entry(name, kind, run.kept(name, "search"), run.kept(name, "holdout"), failed.get((name, splits[-1])))
+        Entry(name, kind, run.kept(name, "search"), run.kept(name, "holdout"), _first_error(failed, name))
         for name, kind, _ in models
     ]
     return Leaderboard(entries, best.name, policy.population.gain(best))
+
+
+def _first_error(failed: dict[tuple[str, str], str], name: str) -> str | None:
+    return next((error for (model, _), error in failed.items() if model == name), None)

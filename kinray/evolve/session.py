@@ -1,10 +1,10 @@
 """The three ways to begin: start a search, resume one, or only look at what it would do."""
 
+import math
 from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from kinray import __version__
 from kinray.config import Config, FounderSpec
@@ -45,27 +45,35 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
     prepared = _prepare(config, terminal, fresh=True)
     search = prepared.config.search
     pairs = list(combinations([founder.name for founder in prepared.founders], 2))
-    first = len(pairs) * search.children_per_mating
-    console.print("\n[bold]First generation[/]")
-    for number, (a, b) in enumerate(pairs, 1):
-        names = ", ".join(f"g1-{number + round_ * len(pairs)}" for round_ in range(search.children_per_mating))
-        console.print(f"  {a} × {b}: {names}")
+    budget = search.max_children or math.inf
+    first = int(min(len(pairs) * search.children_per_mating, budget))
     later = search.k * (search.k - 1) // 2 + (search.policy == "kinship")
     items = prepared.tasks.count("search")
-    table = Table(title="Cost", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column()
-    table.add_row("founders to score", str(len(prepared.founders)))
-    table.add_row("children in generation 1", str(first))
-    table.add_row("children in each later one", f"at most {later * search.children_per_mating}")
-    table.add_row("budget of children", str(search.max_children or "none"))
-    table.add_row("items for each child", f"{items} ({_per_task(prepared, 'search')})")
-    table.add_row("held-out items at the end", f"{prepared.tasks.count('holdout')} ({_per_task(prepared, 'holdout')})")
-    table.add_row("bytes read for kinship", _bytes(prepared.models.nbytes()))
-    table.add_row("bytes of the export", f"{_bytes(prepared.export_bytes)} in {prepared.config.output}/best")
-    console.print()
-    console.print(table)
+    lines = []
+    for number, (a, b) in enumerate(pairs, 1):
+        numbers = range(number, first + 1, len(pairs))
+        lines.append((f"{a} × {b}", ", ".join(f"g1-{n}" for n in numbers) or "beyond the budget"))
+    facts = [
+        ("Founders to score", str(len(prepared.founders))),
+        ("Children in generation 1", str(first)),
+        ("Children in each later one", f"at most {later * search.children_per_mating}"),
+        ("Items for each child", f"{items:,} ({_per_task(prepared, 'search')})"),
+        ("Held-out items at the end", f"{prepared.tasks.count('holdout'):,} ({_per_task(prepared, 'holdout')})"),
+        ("In all", _total(prepared, budget, items)),
+        ("Bytes read for kinship", _bytes(prepared.models.nbytes())),
+        ("Bytes of the export", f"{_bytes(prepared.export_bytes)} in {prepared.config.output}/best"),
+    ]
+    terminal.facts("First generation", lines)
+    terminal.facts("Cost", facts)
     return 0
+
+
+def _total(prepared: Prepared, budget: float, items: int) -> str:
+    """Say what a search costs at most, if it has a budget."""
+    if math.isinf(budget):
+        return "no budget of children is set (search.max_children): it ends when the top k does not change"
+    models = len(prepared.founders) + int(budget)
+    return f"at most {int(budget)} children; {models} models × {items:,} items = {models * items:,} answers"
 
 
 def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:

@@ -18,10 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from kinray.config import Config, parse_config
-from kinray.config.loading import read_yaml
+from kinray.config.loading import read_yaml, write_yaml
 from kinray.core.scores import Failed, Result, Scored
 from kinray.errors import RunError
 from kinray.files import write_atomically
@@ -159,6 +157,15 @@ class RunFolder:
 
 def check_vacant(path: Path) -> None:
     """Raise RunError unless a run may be started in ``path``: it is missing or empty, and can be written."""
+    try:
+        _check_vacant(path)
+    except OSError as error:
+        raise RunError(
+            f"Cannot use the run folder {str(path)[:200]}: {error.strerror}. Choose another with --output."
+        ) from error
+
+
+def _check_vacant(path: Path) -> None:
     if (path / "config.yaml").exists():
         raise RunError(f"{path} already holds a run. Continue it with --resume {path}, or choose another with --output.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -216,7 +223,7 @@ def _config_text(config: Config, digests: Mapping[str, str]) -> str:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
     plain = config.model_dump(mode="json")
-    return yaml.safe_dump(plain | {"run": about}, sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(plain | {"run": about})
 
 
 def _version(package: str) -> str:

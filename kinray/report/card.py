@@ -9,7 +9,7 @@ from kinray.core.recipe import Merge, topological
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Leaderboard
 from kinray.report.recipe_yaml import founders_of
-from kinray.report.wording import conclusions, describe, failures, score_of
+from kinray.report.wording import conclusions, describe, failures, kinship_value, score_of
 from kinray.search.policy import TopK
 from kinray.search.population import Child
 
@@ -72,7 +72,7 @@ def _lineage(best: Child, policy: TopK) -> str:
                     child.name,
                     " × ".join(child.parents) + (" (exploration)" if child.operator == "exploration" else ""),
                     describe(child),
-                    "" if child.kinship is None else f"{child.kinship:.3f}",
+                    "" if child.kinship is None else kinship_value("pcc", child.kinship),
                     f"{policy.population.score(child.name):.3f}",
                     "" if gain is None else f"{gain:+.3f}",
                 ]
@@ -85,7 +85,7 @@ def _kinship(statistics: Statistics, names: Sequence[str]) -> str:
     matrices = {metric: kinship_matrix(metric, statistics) for metric in METRICS}
     for i, a in enumerate(names):
         for j, b in enumerate(names[:i]):
-            rows.append([f"{b} × {a}", *(f"{matrices[metric][i, j]:.4f}" for metric in METRICS)])
+            rows.append([f"{b} × {a}", *(kinship_value(metric, matrices[metric][i, j]) for metric in METRICS)])
     return "## Kinship of the founders\n\n" + _table(["pair", *METRICS], rows)
 
 

@@ -185,6 +185,12 @@ class Terminal:
         for line in conclusions(board):
             self._print(Text(line))
 
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print a titled list of names and what there is to say of each."""
+        self.rest()
+        self._print(Text(f"\n{title}", "bold"))
+        self._print(Hanging([(Text(name), Text(text)) for name, text in facts]))
+
     def line(self, text: str) -> None:
         """Print a line that may be copied, such as a command or a path: it is never folded."""
         self.rest()

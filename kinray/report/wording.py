@@ -86,6 +86,8 @@ def conclusions(board: Leaderboard) -> list[str]:
     elif verdict := _verdict(board):
         held = any(entry.holdout for entry in board.entries)
         lines.append(f"On {'held-out items' if held else 'the items of the search itself'} {verdict}.")
+    if board.gain is not None:
+        lines.append(f"Merge gain of {board.best} (its search score minus its parents' mean): {board.gain:+.3f}.")
     if board.optimism is not None:
         lines.append(f"Optimism of the search (its score minus the held-out score): {board.optimism:+.3f}.")
     return lines

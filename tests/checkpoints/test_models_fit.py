@@ -158,3 +158,27 @@ def test_caches_and_integer_buffers_are_left_out(tmp_path: Path) -> None:
     assert set(models.names) == set(weights)
     models = open_pair(tmp_path / "b", weights, {n: t + 1 for n, t in weights.items()} | buffers, config(), config())
     assert set(models.names) == set(weights)
+
+
+@pytest.mark.parametrize(("key", "ours", "theirs"), [("num_attention_heads", 4, 2), ("hidden_act", "silu", "gelu")])
+def test_founders_that_use_equal_shapes_otherwise_are_refused(tmp_path: Path, key: str, ours: object, theirs: object) -> None:
+    models = [
+        make_model(tmp_path / name, random_tensors(0), {"architectures": [ARCHITECTURE], "vocab_size": 10, key: value})
+        for name, value in (("base", ours), ("other", theirs))
+    ]
+
+    with pytest.raises(CheckpointError, match=f"Model 'other' has {key} {theirs!r} but the base 'base' has {ours!r}"):
+        open_models([spec(model) for model in models])
+
+
+def test_settings_that_children_take_from_the_base_are_noted(tmp_path: Path) -> None:
+    plain = {"architectures": [ARCHITECTURE], "vocab_size": 10}
+    base = make_model(tmp_path / "base", random_tensors(0), plain | {"rope_theta": 1e4, "sliding_window": 4096})
+    other = make_model(
+        tmp_path / "other", random_tensors(1), plain | {"rope_parameters": {"rope_theta": 1e6}, "sliding_window": None}
+    )
+
+    notices = open_models([spec(base), spec(other)]).notices
+
+    assert any("rope_theta 1000000.0" in notice and "base's 10000.0" in notice for notice in notices)
+    assert any("sliding_window None" in notice and "base's 4096" in notice for notice in notices)

@@ -212,3 +212,17 @@ def test_kinship_values_of_a_mating_are_recorded_by_name(tmp_path: Path) -> None
     for row in run.rows():
         if row["parents"]:
             assert values[tuple(row["parents"])] == row["kinship"]
+
+
+def test_kinship_asked_to_decide_whether_to_stop_does_not_replace_what_a_generation_was_mated_by(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    config = a_config(tmp_path / "run")
+    search = config.search.model_copy(update={"stop_kinship": -0.5, "k": 3})
+    run = RunFolder.create(config.model_copy(update={"search": search}), {})
+    searcher, policy, _ = a_searcher(run, FakeEvaluators())
+    play(searcher)
+
+    assert "mean kinship" in str(policy.finished)
+    rows = {(row["a"], row["b"]) for row in pq.read_table(run.path / "kinship" / "generation-0001.parquet").to_pylist()}
+    assert rows == {tuple(row["parents"]) for row in run.rows() if row["parents"]}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def sockets():
                 found.add((fields[1], fields[9]))
     return found
 
+there = set(Path("/tmp").glob("kinray-ray-*"))
 before = {address for address, _ in sockets()}
 with ray_session(ClusterConfig(), EvaluationConfig(device="cpu")) as session:
     import ray
@@ -29,7 +31,7 @@ with ray_session(ClusterConfig(), EvaluationConfig(device="cpu")) as session:
     print("session", session)
     for address in sorted(opened):
         print("socket", address.split(":")[0])
-print("left", [str(p) for p in Path("/tmp").glob(f"kinray-{os.getpid()}-*")])
+print("left", [str(p) for p in set(Path("/tmp").glob("kinray-ray-*")) - there])
 print("token", (Path.home() / ".ray" / "auth_token").exists())
 """
 
@@ -73,15 +75,32 @@ def test_without_gpus_each_evaluator_has_two_cores(report: list[str]) -> None:
     assert "shards=1" in session
 
 
-def test_folders_of_killed_sessions_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_killed_sessions_are_removed_and_those_of_living_ones_kept() -> None:
     from kinray.cluster.session import _temporary_folder
 
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    stale = Path(f"/tmp/kinray-{dead.pid}-stale")
-    stale.mkdir()
+    stale = Path(tempfile.mkdtemp(prefix="kinray-ray-", dir="/tmp"))
+    (stale / "kinray.lock").touch()
+    foreign = Path(tempfile.mkdtemp(prefix="kinray-ray-", dir="/tmp"))
 
-    mine = _temporary_folder()
+    with _temporary_folder() as first, _temporary_folder() as second:
+        assert not stale.exists()
+        assert foreign.exists()
+        assert first.exists() and second.exists()
+    assert not first.exists()
+    foreign.rmdir()
 
-    assert not stale.exists()
-    mine.rmdir()
+
+def test_more_evaluators_than_a_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from kinray.cluster.session import _session
+    from kinray.config import ClusterConfig, EvaluationConfig
+    from kinray.errors import RunError
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+
+    with pytest.raises(RunError, match="evaluators is 2, but the cluster has 1 GPUs"):
+        _session(ClusterConfig(address="auto", evaluators=2), EvaluationConfig())
+    with pytest.raises(RunError, match="evaluators is 8, but the cluster has 7 free CPUs"):
+        _session(ClusterConfig(address="auto", evaluators=8), EvaluationConfig(device="cpu"))

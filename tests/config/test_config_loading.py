@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kinray.config import Config, load_config
+from kinray.config.loading import read_yaml, write_yaml
 from kinray.errors import ConfigError
 
 TEXT = """
@@ -116,7 +117,6 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("search..k=3", "is not of the form key=value"),
         ("", "is not of the form key=value"),
         ("base.x=3", "--set base.x: 'base' is a value, it has no keys of its own"),
-        ("tasks.0.limit=3", "'tasks.0' is a value, it has no keys of its own"),
         ("tasks.2=x", "--set tasks.2: '2' is no place in a list of 2; they are counted from 0"),
         ("tasks.-1=x", "'-1' is no place in a list of 2"),
         ("tasks.x.limit=3", "'x' is no place in a list of 2"),
@@ -154,3 +154,15 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
 def test_unset_environment_variable_is_named(tmp_path: Path, form: str, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}.* is .*, but the environment variable NOT_SET_HERE is not set"):
         load(tmp_path, TEXT, f"{key}={form}/x")
+
+
+def test_an_override_reaches_into_an_entry_that_is_a_bare_string(tmp_path: Path) -> None:
+    config = load(tmp_path, TEXT, "tasks.0.limit=30", "founders.0.revision=main")
+
+    assert (config.tasks[0].name, config.tasks[0].limit) == ("arc_easy", 30)
+    assert (config.founders[0].model, config.founders[0].revision) == ("models/math", "main")
+
+
+@pytest.mark.parametrize("word", ["12e4567", "1e5", "null", "yes", "007", "a: b", "# no comment"])
+def test_words_that_look_like_something_else_are_written_so_that_they_are_read_back(word: str) -> None:
+    assert read_yaml(write_yaml({"base_revision": word}), "here") == {"base_revision": word}

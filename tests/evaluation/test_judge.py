@@ -158,3 +158,9 @@ def test_items_of_a_group_are_labelled_with_their_task(grouped: list[Path]) -> N
 
 def test_a_limit_holds_for_each_task_of_a_group(grouped: list[Path]) -> None:
     assert load([{"name": "both", "limit": 5}], grouped).count("search") == 10
+
+
+def test_nan_stays_nan_under_a_scale(tasks: list[Path]) -> None:
+    result = judged(tasks, {"name": "demo_numbers", "scale": [0, 1]}, [math.nan, *RIGHT[1:]])
+
+    assert math.isnan(result.score)

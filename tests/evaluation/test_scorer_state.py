@@ -164,7 +164,7 @@ def test_it_says_how_long_the_parts_took_and_where(scorer: Scorer, specs: list[M
     result = scorer.score(specs[1].founder)
 
     assert isinstance(result, Scored)
-    assert set(result.seconds) == {"merge", "copy", "prepare", "evaluate"}
+    assert set(result.seconds) == {"merge", "copy", "evaluate"}
     assert all(seconds >= 0 for seconds in result.seconds.values())
     assert set(result.where) == {"device", "node"}
 

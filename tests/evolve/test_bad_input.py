@@ -1,6 +1,7 @@
 """Bad input of the main job: exit code 2, one clear message, no traceback, nothing written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,25 @@ def output_is_a_file(config: Config, folder: Path) -> None:
     config["output"] = str(folder / "file" / "run")
 
 
+def no_tokenizer(config: Config, folder: Path) -> None:
+    shutil.copytree(config["base"], folder / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "base" / file).unlink()
+    config["base"] = str(folder / "base")
+
+
+def no_chat_template(config: Config, folder: Path) -> None:
+    config["evaluation"]["apply_chat_template"] = True
+
+
+def endless_name(config: Config, folder: Path) -> None:
+    config["output"] = str(folder / ("x" * 300))
+
+
+def too_many_founders(config: Config, folder: Path) -> None:
+    config["founders"] = [{"name": f"f{number}", "model": f"/m/{number}"} for number in range(65)]
+
+
 def misspelt_key(config: Config, folder: Path) -> None:
     config["serach"] = config.pop("search")
 
@@ -177,6 +197,10 @@ CASES: list[tuple[Spoil, str]] = [
     (another_run, "already holds a run"),
     (output_is_a_file, "Cannot write the run folder .* is a file"),
     (logger_not_installed, "wandb is not installed. Install it"),
+    (no_tokenizer, "Model 'base': transformers cannot build it"),
+    (no_chat_template, "its tokenizer has no chat template"),
+    (endless_name, "Cannot use the run folder .*File name too long"),
+    (too_many_founders, "at most 64 items"),
     (misspelt_key, "unknown key 'serach'. Did you mean 'search'"),
 ]
 
@@ -194,7 +218,7 @@ def test_bad_input_is_refused_in_one_message_before_anything_is_written(
     import re
 
     spoil(config, tmp_path)
-    existed = Path(config["output"]).exists()
+    existed = os.path.exists(config["output"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     code = main([evolve.write(config)])
@@ -203,8 +227,8 @@ def test_bad_input_is_refused_in_one_message_before_anything_is_written(
     assert code == 2
     assert re.search(message, errors), errors
     assert "Traceback" not in errors
-    assert Path(config["output"]).exists() == existed
-    assert not (Path(config["output"]) / "children").exists()
+    assert os.path.exists(config["output"]) == existed
+    assert not os.path.exists(os.path.join(config["output"], "children"))
 
 
 def test_too_little_disk_is_said_before_anything_is_written(
@@ -235,7 +259,8 @@ def test_a_folder_without_write_permission_is_said(
     ("arguments", "message"),
     [
         (["--resume", "/no/such/run"], "holds no run"),
-        (["--resume", "x", "--set", "search.k=4"], "Leave out CONFIG, --output and --set"),
+        (["--resume", "x", "--set", "search.k=4"], "Leave out CONFIG, --output, --set and --dry-run"),
+        (["--resume", "x", "--dry-run"], "Leave out CONFIG, --output, --set and --dry-run"),
         (["/no/such/config.yaml"], "Cannot read the configuration"),
         (["--set", "search.k=none"], "'search.k' is 'none'"),
         (["--set", "search"], "not of the form key=value"),

@@ -28,14 +28,14 @@ def around(mean: float, spread: float = 0.0) -> Scored:
     return scored([mean + half, mean - half, mean + half, mean - half])
 
 
-def board(best: str = "g1-1", *, holdout: bool = True, **means: Scored) -> Leaderboard:
+def board(best: str = "g1-1", *, holdout: bool = True, gain: float | None = None, **means: Scored) -> Leaderboard:
     """Make a comparison of ann, bob, their average and a child, of which some are given."""
     kinds = {"ann": "founder", "bob": "founder", "average": "average", "child": "best"}
     entries = []
     for name, kind in kinds.items():
         result = means.get(name, around(0.25))
         entries.append(Entry("g1-1" if kind == "best" else name, kind, result, result if holdout else None))
-    return Leaderboard(entries, best, 0.125)
+    return Leaderboard(entries, best, gain)
 
 
 def search() -> TopK:

@@ -163,3 +163,7 @@ def test_time_spent_is_split_by_part_over_the_models_that_were_scored() -> None:
 
     assert time_spent(rows) == ("Scoring 2 models took 1:40 (50.0 s each): evaluating 88%, merging 6%, copying 3%, waiting 3%.")
     assert time_spent(rows[2:]) is None
+
+
+def test_the_merge_gain_of_the_best_child_is_told() -> None:
+    assert "Merge gain of g1-1 (its search score minus its parents' mean): +0.125." in conclusions(board(gain=0.125))
