@@ -119,7 +119,7 @@ class KinshipMap:
 
 def is_linear(recipe: Recipe) -> bool:
     """Tell whether a recipe is a weighted sum of founders, however deep it is."""
-    return all(isinstance(node, Founder) or method_named(node.method).weights for node in topological([recipe]))
+    return all(isinstance(node, Founder) or method_named(node.method).is_linear(node.params) for node in topological([recipe]))
 
 
 def linear_rows(
@@ -158,15 +158,16 @@ def linear_rows(
 def _merge_rows(merge: Merge, thetas: list[Float64], gram_TMM: Float64) -> Float64:
     """Compute the (T, M) coefficients of a child's δ from its parents' θ."""
     method = method_named(merge.method)
-    assert method.weights is not None
     params = method.resolve(merge.params, len(thetas))
     theta_TPM = np.stack(thetas, axis=1)
     tensors, parents, models = theta_TPM.shape
+    against_base = method.against_base(merge.base is not None)
     if method.needs_gram:
-        gram_TPP = theta_TPM @ gram_TMM @ theta_TPM.transpose(0, 2, 1)
-        forms = [method.weights(params, parents, gram_pp) for gram_pp in gram_TPP]
+        vector_TPM = theta_TPM - np.eye(1, models) if against_base else theta_TPM
+        gram_TPP = vector_TPM @ gram_TMM @ vector_TPM.transpose(0, 2, 1)
+        forms = [method.form(params, gram_PP, against_base=against_base) for gram_PP in gram_TPP]
     else:
-        forms = [method.weights(params, parents, np.full((parents, parents), np.nan))] * tensors
+        forms = [method.form(params, np.full((parents, parents), np.nan), against_base=against_base)] * tensors
     return _apply_forms(forms, theta_TPM) - np.eye(1, models)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kinray.core.masks import HashedMasks
 from kinray.core.methods import METHODS, method_named
-from kinray.core.methods.sparse import drop_at_random, elect_and_add, keep_largest
+from kinray.core.methods.consensus import elect_and_add
+from kinray.core.methods.selection import drop_at_random, keep_largest
 from kinray.core.recipe import ParamValue
 from kinray.core.statistics import Float64
 
