@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {"evolve": "search for a good merge"}
+COMMANDS = {"evolve": "search for a good merge", "methods": "list the merge methods and their parameters"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -222,6 +222,17 @@ def test_della_keeps_by_rank_in_the_row() -> None:
     torch.testing.assert_close(kept, chances, atol=0.04, rtol=0)
 
 
+def test_della_ranks_equal_magnitudes_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = torch.randint(-4, 5, (9, 13), generator=torch.Generator().manual_seed(2)).float()
+    ranks = np.argsort(np.argsort(delta.abs().numpy(), axis=1, kind="stable"), axis=1)
+    monkeypatch.setattr("kinray.core.methods.selection._BLOCK", 3 * 13)
+
+    scaled = drop_by_rank(delta, 0.5, 0.4, 0, MASKS, rescale=True).numpy()
+
+    some = scaled != 0
+    np.testing.assert_allclose((delta.numpy() / np.where(some, scaled, 1))[some], (0.1 + 0.8 * ranks / 12)[some], rtol=1e-5)
+
+
 def test_expectation_of_a_rescaled_della_is_the_delta() -> None:
     delta = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
 

@@ -72,7 +72,7 @@ def _model_stock(params: Params, parents: int, gram_PP: Float64) -> tuple[float,
 
 
 def _model_stock_by_row(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
-    """Take the angle for each row along the last axis by itself."""
+    """Take the angle for each row along the last axis by itself, with all else as for whole tensors."""
     deltas = [(parent - base).reshape(base.shape or (1,)) for parent in parents]
     norms = [delta.square().sum(-1, keepdim=True, dtype=torch.float64).sqrt() for delta in deltas]
     total = torch.zeros_like(norms[0])

@@ -4,6 +4,9 @@ import torch
 
 from kinray.core.masks import MaskSource
 
+_BLOCK = 1 << 20
+"""Elements ranked at a time, so that the integers of a sort stay small."""
+
 
 def keep_middle(size: torch.Tensor, bottom: int, top: int) -> torch.Tensor:
     """Mark all but the ``bottom`` smallest and the ``top`` largest of n numbers; among equals the lowest index stays.
@@ -35,6 +38,8 @@ def _mark_first(keep: torch.Tensor, equal: torch.Tensor, count: int) -> None:
 def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     """Zero all but the ⌊density·n⌋ elements of largest magnitude; among equals the lowest index stays (TIES, trim).
 
+    In mergekit it is left to an unstable sort which of equals stay, and a density that keeps no element is an error.
+
     Args:
         delta: float32 of n elements.
         density: from 0 to 1.
@@ -58,7 +63,10 @@ def drop_extremes(delta: torch.Tensor, density: float, gamma: float) -> torch.Te
 
 
 def drop_at_random(delta: torch.Tensor, density: float, parent: int, masks: MaskSource, *, rescale: bool) -> torch.Tensor:
-    """Keep each element with probability ``density`` and, with ``rescale``, divide it by that (DARE, equation 2)."""
+    """Keep each element with probability ``density`` and, with ``rescale``, divide it by that (DARE, equation 2).
+
+    mergekit restores the L1 norm of the tensor instead, which depends on the draw.
+    """
     if density >= 1.0:
         return delta
     keep = masks.uniform(parent, delta.numel(), delta.device).reshape(delta.shape) < density
@@ -71,22 +79,41 @@ def drop_by_rank(
     """Keep each element with a probability that grows with its rank in its row (DELLA, section 3.1, MagPrune).
 
     The smallest of a row (along the last axis) stays with probability density − epsilon, the largest with density + epsilon;
-    among equals the lower index ranks lower. With ``rescale`` what stays is divided by its own probability. The ranks are
-    exact, from one sort of each row, never of the tensor.
+    among equals the lower index ranks lower. With ``rescale`` what stays is divided by its own probability, as the paper says;
+    mergekit restores the L1 norm of the tensor instead, and ranks along the second axis where a tensor has more than two.
     """
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return torch.zeros_like(delta)
-    chance = torch.full_like(delta, density).reshape(-1, _row_length(delta))
-    if chance.shape[1] > 1:
-        order = delta.reshape(chance.shape).abs().sort(dim=1, stable=True).indices
-        steps = torch.arange(chance.shape[1], dtype=torch.float32, device=delta.device) / (chance.shape[1] - 1)
-        chance.scatter_(1, order, ((density - epsilon) + 2.0 * epsilon * steps).expand_as(chance))
+    width = _row_length(delta)
+    chance = torch.full((delta.numel() // width, width), density, dtype=torch.float32, device=delta.device)
+    if width > 1:
+        steps = torch.arange(width, dtype=torch.float32, device=delta.device) / (width - 1)
+        by_rank = (density - epsilon) + 2.0 * epsilon * steps
+        rows, step = delta.reshape(chance.shape), max(1, _BLOCK // width)
+        for start in range(0, len(rows), step):
+            order = _rising_order(rows[start : start + step])
+            chance[start : start + step].scatter_(1, order, by_rank.expand(order.shape))
     chance = chance.reshape(delta.shape)
     keep = masks.uniform(parent, delta.numel(), delta.device).reshape(delta.shape) < chance
     return torch.where(keep, delta / chance if rescale else delta, 0.0)
 
 
+def _rising_order(rows: torch.Tensor) -> torch.Tensor:
+    """Return the indices that put each row's magnitudes in rising order, equals by index.
+
+    Magnitude (whose bits rise with it) and index are packed into one integer, so that no two are equal and any sort of plain
+    numbers will do: numpy's vectorised one takes a fifteenth of the time of an argsort.
+    """
+    index = torch.arange(rows.shape[1], dtype=torch.int64, device=rows.device)
+    packed = (rows.abs().view(torch.int32).to(torch.int64) << 32) | index
+    if packed.device.type == "cpu":
+        packed.numpy().sort(axis=1)
+    else:
+        packed = packed.sort(dim=1).values
+    return packed & 0xFFFFFFFF
+
+
 def _row_length(tensor: torch.Tensor) -> int:
-    return tensor.shape[-1] if tensor.dim() else 1
+    return max(1, tensor.shape[-1]) if tensor.dim() else 1

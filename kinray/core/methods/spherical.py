@@ -77,7 +77,9 @@ def _multislerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, 
     """Point to the weighted mean of the directions, with the weighted mean of the norms.
 
     The published algorithm goes on from there in the tangent space of that mean; but the directions' weighted sum has no
-    tangent part there, by construction, so that step is the identity up to rounding and is left out.
+    tangent part there, by construction, so that step is the identity up to rounding and is left out. Where the
+    directions cancel, the result is the plain weighted sum; mergekit stops there if it merges more than two, so on every
+    tensor that no parent changed.
     """
     weights = numbers(params["weight"])
     if params["normalize_weights"]:
@@ -95,7 +97,10 @@ def _multislerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, 
 
 
 def _karcher(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
-    """Walk on the unit sphere to the point from which the mean of the ways to all parents is zero."""
+    """Walk on the unit sphere to the point from which the mean of the ways to all parents is zero.
+
+    Only tensors that are zero have no direction; mergekit leaves out all with a norm up to ``tol``.
+    """
     norms, tol = _norms(gram_PP), number(params["tol"])
     if not norms.any():
         return (1.0 / parents,) * parents
