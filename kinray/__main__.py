@@ -5,7 +5,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {"evolve": "search for a good merge", "kinship": "measure how alike models' weight changes are"}
+COMMANDS = {
+    "evolve": "search for a good merge",
+    "kinship": "measure how alike models' weight changes are",
+    "methods": "list the merge methods and their parameters",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

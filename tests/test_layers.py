@@ -21,7 +21,7 @@ LAYERS = (
     ("cluster",),
     ("report",),
     ("demo",),
-    ("evolve", "kinship", "merge", "sweep"),
+    ("evolve", "kinship", "merge", "methods", "sweep"),
 )
 ALLOWED_SIBLINGS = {("records", "kinray.search.population"), ("records", "kinray.search.space")}
 OWNERS = {

@@ -16,6 +16,7 @@ from kinray.core.kinship import Metric, Moments, kinship
 from kinray.core.methods import Params, method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
+from kinray.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class KinshipMap:
 
 def is_linear(recipe: Recipe) -> bool:
     """Tell whether a recipe is a weighted sum of founders, however deep it is."""
-    return all(isinstance(node, Founder) or method_named(node.method).weights for node in topological([recipe]))
+    return all(isinstance(node, Founder) or method_named(node.method).is_linear(node.params) for node in topological([recipe]))
 
 
 def linear_rows(
@@ -164,10 +165,13 @@ def linear_rows(
 
 def _merge_rows(merge: Merge, thetas: list[Float64], gram_TMM: Float64) -> Float64:
     """Compute the (T, M) coefficients of a child's δ from its parents' θ."""
-    return child_row(merge.method, [merge.params] * len(gram_TMM), np.stack(thetas, axis=1), gram_TMM)
+    params_T = [merge.params] * len(gram_TMM)
+    return child_row(merge.method, params_T, np.stack(thetas, axis=1), gram_TMM, base_given=merge.base is not None)
 
 
-def child_row(method_name: str, params_T: Sequence[Params], theta_TPM: Float64, gram_TMM: Float64) -> Float64:
+def child_row(
+    method_name: str, params_T: Sequence[Params], theta_TPM: Float64, gram_TMM: Float64, *, base_given: bool = False
+) -> Float64:
     """Compute the coefficients of a linear-family child's δ, whose parameters may differ from tensor to tensor.
 
     Args:
@@ -175,22 +179,29 @@ def child_row(method_name: str, params_T: Sequence[Params], theta_TPM: Float64, 
         params_T: hyperparameters for each tensor.
         theta_TPM: (T, P, M) float64 coefficients of the parents' weights θ on [θ0, δ1 … δN].
         gram_TMM: (T, M, M) float64 of these rows.
+        base_given: whether the recipe names a base, for methods that may do without.
 
     Returns:
         (T, M) float64.
 
     Raises:
-        RecipeError: when parameters do not fit the method.
+        RecipeError: when parameters do not fit the method, or make it no weighted sum.
     """
     method = method_named(method_name)
-    assert method.weights is not None
     tensors, parents, models = theta_TPM.shape
+    against_base = method.against_base(base_given)
     if method.needs_gram:
-        gram_TPP = theta_TPM @ gram_TMM @ theta_TPM.transpose(0, 2, 1)
+        vector_TPM = theta_TPM - np.eye(1, models) if against_base else theta_TPM
+        gram_TPP = vector_TPM @ gram_TMM @ vector_TPM.transpose(0, 2, 1)
     else:
         gram_TPP = np.full((tensors, parents, parents), np.nan)
     resolved = {id(params): method.resolve(params, parents) for params in params_T}
-    forms = [method.weights(resolved[id(params)], parents, gram_pp) for params, gram_pp in zip(params_T, gram_TPP, strict=True)]
+    if not all(method.is_linear(params) for params in resolved.values()):
+        raise RecipeError(f"With these parameters '{method_name}' is no weighted sum of its parents.")
+    forms = [
+        method.form(resolved[id(params)], gram_PP, against_base=against_base)
+        for params, gram_PP in zip(params_T, gram_TPP, strict=True)
+    ]
     coef_TP = np.array([form.parents for form in forms]).reshape(tensors, parents)
     child_TM: Float64 = np.einsum("tp,tpm->tm", coef_TP, theta_TPM)
     child_TM[:, 0] += [form.base for form in forms]

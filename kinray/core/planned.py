@@ -37,10 +37,10 @@ class PlannedMerge:
     layers: Mapping[str, Params] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if method_named(self.method).weights is None:
+        if not method_named(self.method).is_linear(self.params):
             raise RecipeError(
                 f"The kinship of a '{self.method}' merge does not follow from the kinship of its parents. "
-                "Make it first, or plan one by linear, task_arithmetic or slerp."
+                "Make it first, or plan one by a method that is a weighted sum, such as linear, task_arithmetic or slerp."
             )
         if not 1 <= len(self.parents) <= MAX_PARENTS:
             raise RecipeError(f"A planned merge has {len(self.parents)} parents. Give it between 1 and {MAX_PARENTS}.")

@@ -132,9 +132,11 @@ class Materialiser:
             return self._load(node.digest, name)
         if node.digest in rows:
             return self._weighted_sum(rows[node.digest][self.models.names.index(name)], name)
-        base = self._load(self.models.digests[0], name).float()
+        method = method_named(node.method)
+        against_base = method.against_base(node.base is not None)
+        base = self._load(self.models.digests[0], name).float() if against_base else None
         parents = [made[parent.digest].float() for parent in node.parents]
-        return method_named(node.method).merge(base, parents, node.params, HashedMasks(node.digest, name))
+        return method.merge(base, parents, node.params, HashedMasks(node.digest, name))
 
     def _weighted_sum(self, row_m: Float64, name: str) -> torch.Tensor:
         """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ in float32, block by block."""

@@ -45,10 +45,10 @@ def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
         own = {name: value[number] for name, value in params.items() if name in per_model and isinstance(value, tuple)}
         models.append({"model": labels[parent.digest]} | ({"parameters": own} if own else {}))
     document: dict[str, Any] = {"merge_method": merge.method, "models": models}
-    # mergekit names slerp's first model as its base; methods on deltas name the pretrained model.
+    # Methods on deltas name the pretrained model; in slerp and others the first model has its part.
     if merge.base is not None:
         document["base_model"] = labels[merge.base.digest]
-    elif merge.method == "slerp":
+    elif method.first_is_base:
         document["base_model"] = labels[merge.parents[0].digest]
     shared = {name: value for name, value in params.items() if name not in per_model}
     return document | ({"parameters": shared} if shared else {})

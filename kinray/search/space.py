@@ -1,7 +1,8 @@
 """The space of hyperparameters that a search explores, read from ``merge.methods`` and checked against the methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from kinray.config import PerModel, Range
 from kinray.core.methods import Method, Parameter, method_named
@@ -72,6 +73,8 @@ def search_space(methods: Mapping[str, Mapping[str, object]]) -> list[MethodSpac
 def _method_space(name: str, specs: Mapping[str, object]) -> MethodSpace:
     try:
         method = method_named(name)
+        if not method.min_parents <= PARENTS <= method.max_parents:
+            raise RecipeError(f"Merge method '{name}' takes {method.takes}, but a mating has {PARENTS} parents. Remove it.")
         fixed: dict[str, Single] = {}
         free: list[Dimension] = []
         for param, spec in specs.items():
@@ -84,7 +87,8 @@ def _method_space(name: str, specs: Mapping[str, object]) -> MethodSpace:
                     assert isinstance(one, bool | float)
                     fixed[key] = one
         space = MethodSpace(method, fixed, tuple(free))
-        method.resolve(space.params(_lowest), PARENTS)
+        for corner in _corners(space):
+            method.resolve(space.params(corner), PARENTS)
     except RecipeError as error:
         raise ConfigError(f"merge.methods: {error}") from error
     return space
@@ -119,5 +123,15 @@ def _check(method: Method, parameter: Parameter, one: object) -> None:
         parameter.check(method.name, value)
 
 
-def _lowest(dimension: Dimension) -> Single:
-    return dimension.free.low if isinstance(dimension.free, Range) else dimension.free[0]
+def _corners(space: MethodSpace) -> Iterator[Callable[[Dimension], Single]]:
+    """Yield choices of the extremes of the space: all of them where parameters must go together, else one."""
+    ends = [
+        [dimension.free.low, dimension.free.high] if isinstance(dimension.free, Range) else dimension.free
+        for dimension in space.free
+    ]
+    for values in product(*(end if space.method.check else end[:1] for end in ends)):
+        yield _chooser(dict(zip((dimension.key for dimension in space.free), values, strict=True)))
+
+
+def _chooser(values: Mapping[str, Single]) -> Callable[[Dimension], Single]:
+    return lambda dimension: values[dimension.key]

@@ -75,16 +75,21 @@ def test_kinship_of_founders(models: Models, members: Members, kinship_map: Kins
         ("linear", {"weight": (0.7, 0.6), "normalize": False}),
         ("slerp", {"t": 0.3}),
         ("task_arithmetic", {"weight": (0.9, 0.4), "lambda": 1.3}),
+        ("nuslerp", {"weight": (0.3, 0.7)}),
+        ("multislerp", {"weight": (0.3, 0.7)}),
+        ("karcher", {}),
+        ("model_stock", {}),
     ],
 )
 def test_kinship_of_a_child_with_every_founder(
     models: Models, members: Members, kinship_map: KinshipMap, method: str, params: dict[str, float]
 ) -> None:
-    _, f1, f2, f3 = members
-    child = merge(method, f1, f2, **params)
+    base, f1, f2, f3 = members
 
-    for other in (f1, f2, f3):
-        assert_agrees(models, kinship_map, child, other)
+    for child in (merge(method, f1, f2, **params), merge(method, f1, f2, base=base, **params)):
+        assert is_linear(child)
+        for other in (f1, f2, f3):
+            assert_agrees(models, kinship_map, child, other)
 
 
 def test_kinship_through_four_generations(models: Models, members: Members, kinship_map: KinshipMap) -> None:
@@ -157,6 +162,7 @@ def test_linear_child_of_such_a_child_needs_to_be_measured_too(
     with pytest.raises(MissingProduct, match="products not measured") as missing:
         kinship_map.between("cs", child, f1)
     assert not is_linear(child)
+    assert not is_linear(merge("nuslerp", f1, f2, nuslerp_flatten=False))
     assert missing.value.recipes == (child,)
 
     kinship_map.add_products(child, Materialiser(models).products(child, models.names))

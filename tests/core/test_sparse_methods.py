@@ -1,4 +1,4 @@
-"""TIES and DARE-TIES, on examples worked by hand, against numpy, and in expectation."""
+"""TIES, DARE, DELLA and Model Breadcrumbs, on examples worked by hand, against numpy, and in expectation."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kinray.core.masks import HashedMasks
 from kinray.core.methods import METHODS, method_named
-from kinray.core.methods.sparse import drop_at_random, elect_and_add, keep_largest
+from kinray.core.methods.consensus import elect_and_add
+from kinray.core.methods.selection import drop_at_random, drop_by_rank, drop_extremes, keep_largest
 from kinray.core.recipe import ParamValue
 from kinray.core.statistics import Float64
+from kinray.errors import RecipeError
 
 MASKS = HashedMasks("d" * 64, "mlp.weight")
 
@@ -149,8 +151,123 @@ def test_dare_ties_at_full_density_is_ties() -> None:
     assert torch.equal(dare, ties(base, [a, b]))
 
 
-@pytest.mark.parametrize("name", ["ties", "dare_ties"])
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if "density" in {p.name for p in m.parameters}])
 def test_density_zero_leaves_the_base(name: str) -> None:
     base, parent = torch.tensor([1.0, 2.0]), torch.tensor([5.0, -5.0])
 
     assert torch.equal(method_named(name).merge(base, [parent, parent], {"density": 0.0}, MASKS), base)
+
+
+def test_dare_linear_adds_every_kept_change() -> None:
+    base, parent = torch.zeros(2000), torch.ones(2000)
+
+    child = METHODS["dare_linear"].merge(base, [parent, -parent], {"density": 0.5, "weight": (1.0, 2.0)}, MASKS)
+
+    assert set(child.tolist()) == {-4, -2, 0, 2}
+
+
+def test_dare_linear_with_normalize_divides_by_all_weights() -> None:
+    base, a, b = torch.zeros(2), torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
+
+    assert METHODS["dare_linear"].merge(base, [a, b], {"weight": (1.0, 3.0), "normalize": True}, MASKS).tolist() == [1, 3]
+
+
+@given(small, densities, st.floats(0, 1))
+def test_breadcrumbs_keeps_the_middle_of_a_sort(delta: Float64, density: float, gamma: float) -> None:
+    kept = int(density * delta.size)
+    top = min(int(gamma * delta.size), delta.size - kept)
+    size = np.sort(np.abs(delta))[delta.size - kept - top : delta.size - top]
+
+    got = drop_extremes(torch.from_numpy(delta), density, gamma).numpy()
+
+    if density < 1:
+        np.testing.assert_array_equal(np.sort(np.abs(got))[delta.size - kept :], size)
+        assert np.isin(got, [0, *delta]).all()
+
+
+def test_breadcrumbs_by_hand() -> None:
+    delta = torch.tensor([1.0, -9.0, 3.0, 4.0, -2.0, 6.0, 5.0, 7.0, 0.5, -8.0])
+
+    # Of ten: one of the largest out (-9), five kept, four of the smallest out.
+    assert drop_extremes(delta, 0.5, 0.1).tolist() == [0, 0, 0, 4, 0, 6, 5, 7, 0, -8]
+
+
+@given(st.integers(1, 60), densities, st.floats(0, 1))
+def test_breadcrumbs_of_equal_changes_keeps_the_first(count: int, density: float, gamma: float) -> None:
+    kept = drop_extremes(torch.ones(count), density, gamma) == 1
+
+    assert kept.tolist() == [index < int(density * count) for index in range(count)]
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs_of_a_tensor_too_small_for_gamma_is_not_the_base(name: str) -> None:
+    base, parent = torch.zeros(10), torch.arange(1.0, 11.0)
+
+    child = METHODS[name].merge(base, [parent], {"density": 0.5}, MASKS)
+
+    assert child.tolist() == [0, 0, 0, 0, 0, 6, 7, 8, 9, 10]
+
+
+def della(delta: Tensor, children: int, *, rescale: bool) -> Tensor:
+    draws = [drop_by_rank(delta, 0.5, 0.3, 0, HashedMasks(str(n), "t"), rescale=rescale) for n in range(children)]
+    return torch.stack(draws)
+
+
+def test_della_keeps_by_rank_in_the_row() -> None:
+    delta = torch.tensor([[5.0, -1.0, 3.0, 4.0], [-0.1, 0.4, 0.2, 0.3]])
+
+    kept = (della(delta, 4000, rescale=False) != 0).float().mean(0)
+
+    chances = torch.tensor([[0.8, 0.2, 0.4, 0.6], [0.2, 0.8, 0.4, 0.6]])
+    torch.testing.assert_close(kept, chances, atol=0.04, rtol=0)
+
+
+def test_della_ranks_equal_magnitudes_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = torch.randint(-4, 5, (9, 13), generator=torch.Generator().manual_seed(2)).float()
+    ranks = np.argsort(np.argsort(delta.abs().numpy(), axis=1, kind="stable"), axis=1)
+    monkeypatch.setattr("kinray.core.methods.selection._BLOCK", 3 * 13)
+
+    scaled = drop_by_rank(delta, 0.5, 0.4, 0, MASKS, rescale=True).numpy()
+
+    some = scaled != 0
+    np.testing.assert_allclose((delta.numpy() / np.where(some, scaled, 1))[some], (0.1 + 0.8 * ranks / 12)[some], rtol=1e-5)
+
+
+def test_expectation_of_a_rescaled_della_is_the_delta() -> None:
+    delta = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+
+    mean = della(delta, 4000, rescale=True).mean(0)
+
+    assert ((mean - delta).abs() < 5 * delta.abs() * np.sqrt(0.8 / 0.2 / 4000)).all()
+
+
+def test_della_of_rows_of_one_element_keeps_with_the_density() -> None:
+    kept = drop_by_rank(torch.ones(20_000, 1), 0.3, 0.2, 0, MASKS, rescale=False).mean()
+
+    assert float(kept) == pytest.approx(0.3, abs=0.02)
+
+
+def test_della_without_epsilon_is_dare() -> None:
+    generator = torch.Generator().manual_seed(3)
+    base, a, b = (torch.randn(5, 40, generator=generator) for _ in range(3))
+
+    plain = METHODS["della_linear"].merge(base, [a, b], {"density": 0.5, "epsilon": 0.0}, MASKS)
+
+    torch.testing.assert_close(plain, METHODS["dare_linear"].merge(base, [a, b], {"density": 0.5}, MASKS))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_della_refuses_probabilities_outside_of_zero_to_one(density: float) -> None:
+    with pytest.raises(RecipeError, match="Both must lie between 0 and 1: lower epsilon"):
+        METHODS["della"].resolve({"density": density, "epsilon": 0.15}, 2)
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_masks_do_not_depend_on_how_they_are_chunked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    base, a, b = (torch.randn(20, 30, generator=generator) for _ in range(3))
+    whole = METHODS[name].merge(base, [a, b], {"density": 0.4}, MASKS)
+
+    for chunk in (1, 7, 256):
+        monkeypatch.setattr("kinray.core.masks._CHUNK", chunk)
+        assert torch.equal(METHODS[name].merge(base, [a, b], {"density": 0.4}, MASKS), whole)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kinray.checkpoints.models import Models
+from kinray.core.methods import METHODS
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.engine import materialise
 from kinray.engine.gram import gram_pass
@@ -41,11 +42,20 @@ def test_linear_family_collapses_to_what_its_steps_give(models: Models) -> None:
         assert_same_as_steps(models, recipe)
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.weights is None])
 def test_other_methods_are_applied_to_their_parents(models: Models, method: str) -> None:
     base, f1, f2, f3 = founders(models)
+    density = {"density": 0.4} if any(p.name == "density" for p in METHODS[method].parameters) else {}
 
-    assert_same_as_steps(models, merge(method, f1, f2, f3, base=base, density=0.4))
+    assert_same_as_steps(models, merge(method, *(f1, f2, f3)[: METHODS[method].max_parents], base=base, **density))
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_methods_vector_by_vector_are_not_collapsed(models: Models, with_base: bool) -> None:
+    base, f1, f2, _ = (spec.founder for spec in models.specs)
+
+    assert_same_as_steps(models, merge("nuslerp", f1, f2, base=base if with_base else None, nuslerp_flatten=False))
+    assert_same_as_steps(models, merge("model_stock", f1, f2, base=base, filter_wise=True))
 
 
 def test_other_methods_on_top_of_linear_ancestry(models: Models) -> None:

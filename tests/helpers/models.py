@@ -66,4 +66,6 @@ def step_by_step(models: Models, recipe: Recipe, name: str) -> Tensor:
         return models.sources[recipe.digest].load(name).float()
     parents = [step_by_step(models, parent, name) for parent in recipe.parents]
     masks = HashedMasks(recipe.digest, name)
-    return method_named(recipe.method).merge(models.base.load(name).float(), parents, recipe.params, masks)
+    method = method_named(recipe.method)
+    base = models.base.load(name).float() if method.uses_base or recipe.base is not None else None
+    return method.merge(base, parents, recipe.params, masks)

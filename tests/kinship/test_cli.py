@@ -147,7 +147,7 @@ def test_tied_weights_count_once_and_buffers_do_not_count(tmp_path: Path) -> Non
         (["--merge-of", "0,1:a"], "'a' is neither a number nor NAME=VALUE"),
         (["--merge-of", "ties:0,1"], "does not follow from the kinship of its parents"),
         (["--merge-of", "slurp:0,1"], "Did you mean 'slerp'"),
-        (["--merge-of", "slerp:0,1,2"], "takes 2 to 2 models, not 3"),
+        (["--merge-of", "slerp:0,1,2"], "takes 2 models, not 3"),
         (["--merge-of", "half:of:it"], "is not a planned merge"),
     ],
 )

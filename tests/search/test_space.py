@@ -76,9 +76,19 @@ def test_defaults_are_left_to_the_method() -> None:
             "'normalize' of 'ties' is true or false. Give it a list of choices, not a range",
         ),
         ("ties", {"normalize": 1}, "'normalize' of 'ties' is 1.0. It must be true or false"),
+        ("passthrough", {}, "'passthrough' takes 1 model, but a mating has 2 parents. Remove it"),
+        ("della", {"density": RANGE}, "from density − epsilon = -0.05"),
+        ("della", {"density": 0.5, "epsilon": {"low": 0.1, "high": 0.5}}, "lower epsilon"),
         ("ties", {"normalize": [True, 0]}, "'normalize' of 'ties' is 0.0. It must be true or false"),
     ],
 )
 def test_mistakes_are_config_errors(method: str, params: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"merge.methods: .*{message}"):
         space(method, **params)
+
+
+def test_della_takes_ranges_whose_extremes_go_together() -> None:
+    assert keys("della", density={"low": 0.3, "high": 0.7}, epsilon={"low": 0.05, "high": 0.2}) == [
+        *("density.0", "density.1"),
+        *("epsilon.0", "epsilon.1"),
+    ]

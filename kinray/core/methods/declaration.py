@@ -56,16 +56,19 @@ class LinearForm:
     base: float = 0.0
 
 
-Weights = Callable[[Params, int, Float64], LinearForm]
-"""(params, number of parents P, gram_PP of the parents' weights θ in one tensor) -> the weights of the sum."""
+Weights = Callable[[Params, int, Float64], tuple[float, ...]]
+"""(params, number of parents P, gram_PP of one tensor) -> a weight for each parent.
+
+The vectors that the Gram matrix is of, and that are summed, are the parents' δ where the base enters, else their θ.
+"""
 
 MergeTensors = Callable[[torch.Tensor, Sequence[torch.Tensor], Params, MaskSource], torch.Tensor]
-"""(base, parents, params, masks) -> child, all float32 of one shape."""
+"""(base, parents, params, masks) -> child, all float32 of one shape; a base that is left out is a scalar zero."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method; exactly one of ``weights`` and ``tensors`` says how it is computed.
+    """A merge method; ``weights`` or ``tensors`` says how it is computed, or either of them as ``linear_when`` decides.
 
     Args:
         name: as mergekit calls it.
@@ -74,8 +77,12 @@ class Method:
         weights: for the linear family, the coefficients per tensor; then kinship of children is algebra.
         tensors: for all others, the child's tensor.
         uses_base: whether θ0 enters, so that the base belongs to the recipe.
+        optional_base: whether θ0 enters if the recipe names a base, and not otherwise.
+        first_is_base: whether the first parent has the part of the base; mergekit's recipes call it base_model.
         needs_gram: whether ``weights`` looks at the parents' dot products.
-        min_parents, max_parents: how many models it merges.
+        linear_when: for a method with both ``weights`` and ``tensors``, the parameters with which it is a weighted sum.
+        check: raises RecipeError for resolved parameters that do not go together.
+        min_parents, max_parents: how many models it merges, the base apart.
     """
 
     name: str
@@ -84,12 +91,17 @@ class Method:
     weights: Weights | None = None
     tensors: MergeTensors | None = None
     uses_base: bool = False
+    optional_base: bool = False
+    first_is_base: bool = False
     needs_gram: bool = False
+    linear_when: Callable[[Params], bool] | None = None
+    check: Callable[[Params], None] | None = None
     min_parents: int = 1
     max_parents: int = MAX_PARENTS
 
     def __post_init__(self) -> None:
-        assert (self.weights is None) != (self.tensors is None), self.name
+        assert self.weights or self.tensors, self.name
+        assert (self.linear_when is not None) == (self.weights is not None and self.tensors is not None), self.name
 
     def parameter(self, name: str) -> Parameter:
         """Return the declaration of one hyperparameter, or raise RecipeError with a suggestion."""
@@ -107,12 +119,37 @@ class Method:
                 of parents that the method does not take.
         """
         if not self.min_parents <= parents <= self.max_parents:
-            raise RecipeError(
-                f"Merge method '{self.name}' takes {self.min_parents} to {self.max_parents} models, not {parents}."
-            )
+            raise RecipeError(f"Merge method '{self.name}' takes {self.takes}, not {parents}.")
         for name in params:
             self.parameter(name)
-        return {p.name: self._resolve_one(p, params.get(p.name, p.default), parents) for p in self.parameters}
+        resolved = {p.name: self._resolve_one(p, params.get(p.name, p.default), parents) for p in self.parameters}
+        if self.check is not None:
+            self.check(resolved)
+        return resolved
+
+    @property
+    def takes(self) -> str:
+        """How many models it merges, in words."""
+        if self.min_parents == self.max_parents:
+            return f"{self.min_parents} model{'s' * (self.min_parents > 1)}"
+        return f"{self.min_parents} to {self.max_parents} models"
+
+    def is_linear(self, params: Params) -> bool:
+        """Tell whether a child is a weighted sum of its parents, tensor by tensor, with these parameters."""
+        if self.linear_when is None:
+            return self.weights is not None
+        defaults: dict[str, ParamValue] = {p.name: p.default for p in self.parameters}
+        return self.linear_when(defaults | dict(params))
+
+    def against_base(self, given: bool) -> bool:
+        """Tell whether it merges δ and not θ, in a recipe where a base is ``given`` or not."""
+        return self.uses_base or (self.optional_base and given)
+
+    def form(self, params: Params, gram_PP: Float64, *, against_base: bool) -> LinearForm:
+        """Return the weights of the sum; ``is_linear`` holds, ``params`` are resolved."""
+        assert self.weights is not None
+        weights = self.weights(params, len(gram_PP), gram_PP)
+        return LinearForm(weights, base=1.0 - math.fsum(weights) if against_base else 0.0)
 
     def _resolve_one(self, parameter: Parameter, value: ParamValue, parents: int) -> ParamValue:
         if isinstance(value, tuple):
@@ -127,11 +164,13 @@ class Method:
             return (float(value),) * parents if parameter.per_model else float(value)
         return value
 
-    def merge(self, base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
+    def merge(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
+    ) -> torch.Tensor:
         """Merge one tensor.
 
         Args:
-            base: θ0, float32; looked at only by methods that use the base.
+            base: θ0, float32; looked at only by methods that use the base, and None where one is optional and not given.
             parents: float32 tensors of its shape.
             params: hyperparameters, resolved or not.
             masks: random numbers for this child and tensor.
@@ -140,12 +179,16 @@ class Method:
             float32 tensor of the same shape, a new one.
         """
         resolved = self.resolve(params, len(parents))
-        if self.tensors is not None:
-            return self.tensors(base, parents, resolved, masks)
-        assert self.weights is not None
-        gram = gram_of(parents) if self.needs_gram else _no_gram(len(parents))
-        form = self.weights(resolved, len(parents), gram)
-        return combine(base if self.uses_base else parents[0], parents, form)
+        against = base if self.against_base(base is not None) else None
+        if not self.is_linear(resolved):
+            assert self.tensors is not None
+            return self.tensors(parents[0].new_zeros(()) if against is None else against, parents, resolved, masks)
+        if self.needs_gram:
+            gram = gram_of(parents if against is None else [parent - against for parent in parents])
+        else:
+            gram = _no_gram(len(parents))
+        form = self.form(resolved, gram, against_base=against is not None)
+        return combine(parents[0] if against is None else against, parents, form)
 
 
 def gram_of(tensors: Sequence[torch.Tensor]) -> Float64:

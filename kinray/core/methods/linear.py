@@ -2,7 +2,7 @@
 
 import math
 
-from kinray.core.methods.declaration import LinearForm, Method, Parameter, Params
+from kinray.core.methods.declaration import Method, Parameter, Params
 from kinray.core.recipe import ParamValue
 from kinray.core.statistics import Float64
 from kinray.errors import RecipeError
@@ -28,34 +28,38 @@ def number(value: ParamValue) -> float:
     return value
 
 
-def _shares(method: str, weights: tuple[float, ...]) -> tuple[float, ...]:
+def shares(method: str, weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Divide weights by their sum, or raise RecipeError where that is zero."""
     total = math.fsum(weights)
     if abs(total) < _SMALLEST_NORM:
         raise RecipeError(f"The weights of '{method}' add up to {total:g}. Change them or set normalize to false.")
     return tuple(weight / total for weight in weights)
 
 
-def _linear(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+def _linear(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
     weights = numbers(params["weight"])
-    return LinearForm(_shares("linear", weights) if params["normalize"] else weights)
+    return shares("linear", weights) if params["normalize"] else weights
 
 
-def _task_arithmetic(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+def _task_arithmetic(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
     weights = numbers(params["weight"])
     if params["normalize"]:
-        weights = _shares("task_arithmetic", weights)
-    scaled = tuple(number(params["lambda"]) * weight for weight in weights)
-    return LinearForm(scaled, base=1.0 - math.fsum(scaled))
+        weights = shares("task_arithmetic", weights)
+    return tuple(number(params["lambda"]) * weight for weight in weights)
 
 
-def _slerp(params: Params, parents: int, gram_pp: Float64) -> LinearForm:
+def _passthrough(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
+    return numbers(params["scale"])
+
+
+def _slerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
     t = number(params["t"])
-    norms = [math.sqrt(max(float(gram_pp[i, i]), 0.0)) for i in (0, 1)]
-    cosine = float(gram_pp[0, 1]) / (norms[0] * norms[1]) if min(norms) > _SMALLEST_NORM else 0.0
+    norms = [math.sqrt(max(float(gram_PP[i, i]), 0.0)) for i in (0, 1)]
+    cosine = float(gram_PP[0, 1]) / (norms[0] * norms[1]) if min(norms) > _SMALLEST_NORM else 0.0
     if abs(cosine) > LERP_ABOVE:
-        return LinearForm((1.0 - t, t))
+        return (1.0 - t, t)
     angle = math.acos(max(-1.0, min(1.0, cosine)))
-    return LinearForm((math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)))
+    return (math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
 
 
 LINEAR = Method(
@@ -76,7 +80,15 @@ SLERP = Method(
     (Parameter("t", 0.5, "how far from the first model to the second", low=0.0, high=1.0),),
     "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985",
     weights=_slerp,
+    first_is_base=True,
     needs_gram=True,
     min_parents=2,
     max_parents=2,
+)
+PASSTHROUGH = Method(
+    "passthrough",
+    (Parameter("scale", 1.0, "factor on the model's weights", per_model=True),),
+    "Goddard et al., Arcee's MergeKit, arXiv 2403.13257: one model as it is, to stack layers",
+    weights=_passthrough,
+    max_parents=1,
 )

@@ -1,94 +1,100 @@
-"""Methods that drop most of each delta before they add them: TIES and DARE with TIES' sign election."""
+"""Methods that drop most of each delta before they add them: TIES, DARE, DELLA and Model Breadcrumbs.
 
-from collections.abc import Sequence
+Deltas are formed in float32, whatever the models are stored in: mergekit forms them in the base's dtype, which in bfloat16
+loses most of a small delta.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 
 from kinray.core.masks import MaskSource
-from kinray.core.methods.declaration import Method, Parameter, Params
+from kinray.core.methods.consensus import add_all, elect_and_add
+from kinray.core.methods.declaration import MergeTensors, Method, Parameter, Params
 from kinray.core.methods.linear import LAMBDA, WEIGHT, number, numbers
+from kinray.core.methods.selection import drop_at_random, drop_by_rank, drop_extremes, keep_largest
+from kinray.errors import RecipeError
 
 DENSITY = Parameter("density", 1.0, "share of this model's delta that is kept", low=0.0, high=1.0, per_model=True)
-
-
-def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Zero all but the ⌊density·n⌋ elements of largest magnitude; among equals the lowest index stays.
-
-    Args:
-        delta: float32 of n elements.
-        density: from 0 to 1.
-    """
-    if density >= 1.0:
-        return delta
-    size = delta.reshape(-1).abs()
-    count = int(density * size.numel())
-    if count == 0:
-        return torch.zeros_like(delta)
-    threshold = torch.kthvalue(size, size.numel() - count + 1).values
-    keep = size > threshold
-    ties = torch.nonzero(size == threshold).reshape(-1)
-    keep[ties[: count - int(keep.sum())]] = True
-    return torch.where(keep.reshape(delta.shape), delta, 0.0)
-
-
-def drop_at_random(delta: torch.Tensor, density: float, parent: int, masks: MaskSource, *, rescale: bool) -> torch.Tensor:
-    """Keep each element with probability ``density`` and, with ``rescale``, divide it by that (DARE, equation 2)."""
-    if density >= 1.0:
-        return delta
-    keep = masks.uniform(parent, delta.numel(), delta.device).reshape(delta.shape) < density
-    return torch.where(keep, delta / density if rescale and density > 0.0 else delta, 0.0)
-
-
-def elect_and_add(deltas: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
-    """Add weighted deltas where they agree with the sign of their sum (TIES, section 3.1: elect, disjoint merge).
-
-    With ``normalize`` an element is divided by the weights of those that agreed on it, so a delta that was dropped
-    there does not dilute the others.
-    """
-    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
-    positive = torch.stack(weighted).sum(0) >= 0
-    total = torch.zeros_like(weighted[0])
-    share = torch.zeros_like(weighted[0])
-    for term, weight in zip(weighted, weights, strict=True):
-        agrees = (term != 0) & ((term > 0) == positive)
-        total += torch.where(agrees, term, 0.0)
-        share += agrees * weight
-    return total / torch.where(share.abs() < 1e-8, 1.0, share) if normalize else total
-
-
-def _ties(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
-    densities = numbers(params["density"])
-    deltas = [keep_largest(parent - base, density) for parent, density in zip(parents, densities, strict=True)]
-    merged = elect_and_add(deltas, numbers(params["weight"]), normalize=bool(params["normalize"]))
-    return base + number(params["lambda"]) * merged
-
-
-def _dare_ties(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
-    deltas = [
-        drop_at_random(parent - base, density, index, masks, rescale=bool(params["rescale"]))
-        for index, (parent, density) in enumerate(zip(parents, numbers(params["density"]), strict=True))
-    ]
-    merged = elect_and_add(deltas, numbers(params["weight"]), normalize=bool(params["normalize"]))
-    return base + number(params["lambda"]) * merged
-
-
-TIES = Method(
-    "ties",
-    (WEIGHT, DENSITY, LAMBDA, Parameter("normalize", True, "divide each element by the weights that agreed on it")),
-    "Yadav et al., TIES-Merging, arXiv 2306.01708",
-    tensors=_ties,
-    uses_base=True,
+GAMMA = Parameter("gamma", 0.01, "share of this model's largest changes that is left out", low=0.0, high=1.0, per_model=True)
+EPSILON = Parameter(
+    "epsilon", 0.15, "how far the keep probability goes from density to each side", low=0.0, high=0.5, per_model=True
 )
-DARE_TIES = Method(
-    "dare_ties",
-    (
-        WEIGHT,
-        DENSITY,
-        LAMBDA,
-        Parameter("normalize", False, "divide each element by the weights that agreed on it"),
-        Parameter("rescale", True, "divide what is kept by the density"),
-    ),
-    "Yu et al., Language models are super mario, arXiv 2311.03099, with the sign election of TIES",
-    tensors=_dare_ties,
-    uses_base=True,
+RESCALE = Parameter("rescale", True, "divide what is kept by its keep probability")
+
+DARE_PAPER = "Yu et al., Language models are super mario, arXiv 2311.03099"
+DELLA_PAPER = "Deep et al., DELLA-Merging, arXiv 2406.11617"
+BREADCRUMBS_PAPER = "Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795"
+
+Sparsify = Callable[[torch.Tensor, int, Params, MaskSource], torch.Tensor]
+"""(delta, number of its parent, params, masks) -> the delta with most elements zeroed; may return its argument."""
+
+Add = Callable[..., torch.Tensor]
+
+
+def _sparsify_and_add(sparsify: Sparsify, add: Add) -> MergeTensors:
+    def merge(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
+        deltas = [sparsify(parent - base, index, params, masks) for index, parent in enumerate(parents)]
+        merged = add(deltas, numbers(params["weight"]), normalize=bool(params["normalize"]))
+        return base + number(params["lambda"]) * merged
+
+    return merge
+
+
+def _largest(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
+    return keep_largest(delta, numbers(params["density"])[parent])
+
+
+def _middle(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
+    return drop_extremes(delta, numbers(params["density"])[parent], numbers(params["gamma"])[parent])
+
+
+def _random(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
+    return drop_at_random(delta, numbers(params["density"])[parent], parent, masks, rescale=bool(params["rescale"]))
+
+
+def _ranked(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
+    density, epsilon = numbers(params["density"])[parent], numbers(params["epsilon"])[parent]
+    return drop_by_rank(delta, density, epsilon, parent, masks, rescale=bool(params["rescale"]))
+
+
+def _probabilities(params: Params) -> None:
+    for density, epsilon in zip(numbers(params["density"]), numbers(params["epsilon"]), strict=True):
+        if 0.0 < density < 1.0 and not (density - epsilon > 0.0 and density + epsilon < 1.0):
+            raise RecipeError(
+                f"DELLA keeps weights with probabilities from density − epsilon = {density - epsilon:g} to "
+                f"density + epsilon = {density + epsilon:g}. Both must lie between 0 and 1: lower epsilon."
+            )
+
+
+def _normalize(default: bool, *, elected: bool) -> Parameter:
+    divisor = "each element by the weights that agreed on it" if elected else "by the sum of the weights"
+    return Parameter("normalize", default, f"divide {divisor}")
+
+
+def _declare(
+    name: str,
+    source: str,
+    sparsify: Sparsify,
+    own: tuple[Parameter, ...] = (),
+    *,
+    elected: bool,
+    normalize: bool,
+    check: Callable[[Params], None] | None = None,
+) -> Method:
+    """Declare a method; those with an election add deltas where they agree with the elected sign, as TIES does."""
+    shared = (WEIGHT, DENSITY, LAMBDA, _normalize(normalize, elected=elected))
+    source = f"{source}, with the sign election of TIES" if elected and sparsify is not _largest else source
+    tensors = _sparsify_and_add(sparsify, elect_and_add if elected else add_all)
+    return Method(name, (*shared, *own), source, tensors=tensors, uses_base=True, check=check)
+
+
+TIES = _declare("ties", "Yadav et al., TIES-Merging, arXiv 2306.01708", _largest, elected=True, normalize=True)
+DARE_LINEAR = _declare("dare_linear", DARE_PAPER, _random, (RESCALE,), elected=False, normalize=False)
+DARE_TIES = _declare("dare_ties", DARE_PAPER, _random, (RESCALE,), elected=True, normalize=False)
+DELLA = _declare("della", DELLA_PAPER, _ranked, (EPSILON, RESCALE), elected=True, normalize=True, check=_probabilities)
+DELLA_LINEAR = _declare(
+    "della_linear", DELLA_PAPER, _ranked, (EPSILON, RESCALE), elected=False, normalize=False, check=_probabilities
 )
+BREADCRUMBS = _declare("breadcrumbs", BREADCRUMBS_PAPER, _middle, (GAMMA,), elected=False, normalize=False)
+BREADCRUMBS_TIES = _declare("breadcrumbs_ties", BREADCRUMBS_PAPER, _middle, (GAMMA,), elected=True, normalize=False)

@@ -1,0 +1,175 @@
+"""Means on a sphere: nuslerp, multislerp and the Karcher mean.
+
+Each is a weighted sum of its parents whose weights follow from their dot products, so it is computed on the P×P Gram matrix
+in float64 and touches the weights once. mergekit computes on the tensors in float32; the two differ by its rounding.
+
+Shape suffixes: P parents.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kinray.core.masks import MaskSource
+from kinray.core.methods.declaration import Method, Parameter, Params
+from kinray.core.methods.linear import WEIGHT, number, numbers, shares
+from kinray.core.statistics import Float64
+
+_SMALLEST_SINE = 1e-6
+"""Sine of an angle below which two directions are taken as one (or as opposite): float64 dot products know it to 1e-8."""
+
+_SMALLEST_VECTOR_SINE = 1e-3
+"""The same where products are rounded to float32 before they are added; what it costs is the square of it."""
+
+_SMALLEST_MEAN = 1e-7
+
+
+def _norms(gram_PP: Float64) -> Float64:
+    result: Float64 = np.sqrt(np.maximum(np.diag(gram_PP), 0.0))
+    return result
+
+
+# -- nuslerp
+
+
+def _turn(params: Params) -> float:
+    first, second = numbers(params["weight"])
+    return 0.5 if abs(first + second) < 1e-6 else second / (first + second)
+
+
+def _nuslerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
+    t = _turn(params)
+    first, second = np.maximum(_norms(gram_PP), 1e-7)
+    angle = math.acos(max(-1.0, min(1.0, float(gram_PP[0, 1] / (first * second)))))
+    sine = math.sin(angle)
+    if sine < _SMALLEST_SINE:
+        return (1.0 - t, t)
+    return (math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine)
+
+
+def _nuslerp_by_vector(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
+    """Turn each vector along the last axis by itself, or with nuslerp_row_wise each along the first."""
+    t = _turn(params)
+    axis = 0 if params["nuslerp_row_wise"] and parents[0].dim() > 1 else -1
+    first, second = ((parent - base).reshape(parents[0].shape or (1,)) for parent in parents)
+
+    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = (a * b).sum(axis, keepdim=True, dtype=torch.float64)
+        return product
+
+    norms = dot(first, first).sqrt().clamp(min=1e-7) * dot(second, second).sqrt().clamp(min=1e-7)
+    angle = torch.acos((dot(first, second) / norms).clamp(-1.0, 1.0))
+    sine = torch.sin(angle)
+    near = sine < _SMALLEST_VECTOR_SINE
+    shares_of_first = torch.where(near, 1.0 - t, torch.sin((1.0 - t) * angle) / sine)
+    shares_of_second = torch.where(near, t, torch.sin(t * angle) / sine)
+    turned = first * shares_of_first.float() + second * shares_of_second.float()
+    return turned.reshape(parents[0].shape) + base
+
+
+# -- multislerp
+
+
+def _multislerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
+    """Point to the weighted mean of the directions, with the weighted mean of the norms.
+
+    The published algorithm goes on from there in the tangent space of that mean; but the directions' weighted sum has no
+    tangent part there, by construction, so that step is the identity up to rounding and is left out. Where the
+    directions cancel, the result is the plain weighted sum; mergekit stops there if it merges more than two, so on every
+    tensor that no parent changed.
+    """
+    weights = numbers(params["weight"])
+    if params["normalize_weights"]:
+        weights = shares("multislerp", weights)
+    eps = number(params["eps"])
+    norms = _norms(gram_PP)
+    unit_P = np.divide(weights, norms + eps, out=np.zeros(parents), where=norms > 0.0)
+    length = math.sqrt(max(float(unit_P @ gram_PP @ unit_P), 0.0))
+    if length <= max(eps, _SMALLEST_MEAN):
+        return weights
+    return tuple(float(weight) for weight in unit_P * (float(np.dot(weights, norms)) / length))
+
+
+# -- Karcher mean
+
+
+def _karcher(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...]:
+    """Walk on the unit sphere to the point from which the mean of the ways to all parents is zero.
+
+    Only tensors that are zero have no direction; mergekit leaves out all with a norm up to ``tol``.
+    """
+    norms, tol = _norms(gram_PP), number(params["tol"])
+    if not norms.any():
+        return (1.0 / parents,) * parents
+    valid = norms > 0.0
+    scale_P: Float64 = np.divide(1.0, norms, out=np.zeros(parents), where=valid)
+    cosine_PP: Float64 = gram_PP * np.outer(scale_P, scale_P)
+    share = 1.0 / float(valid.sum())
+
+    def length(coef_P: Float64) -> float:
+        return math.sqrt(max(float(coef_P @ cosine_PP @ coef_P), 0.0))
+
+    mean_P = np.full(parents, share) * valid
+    start = length(mean_P)
+    at_P = mean_P / start if start >= max(tol, _SMALLEST_MEAN) else np.eye(parents)[int(np.argmax(valid))]
+    for _ in range(int(number(params["max_iter"]))):
+        way_P = _mean_way(at_P, cosine_PP, valid, share, tol)
+        step = length(way_P)
+        if step < max(tol, _SMALLEST_MEAN):
+            break
+        at_P = math.cos(step) * at_P + math.sin(step) * way_P / step
+        at_P = at_P / length(at_P)
+    return tuple(float(weight) for weight in at_P * scale_P * float(norms.mean()))
+
+
+def _mean_way(at_P: Float64, cosine_PP: Float64, valid: NDArray[np.bool_], share: float, tol: float) -> Float64:
+    """Return the mean of the logarithms of all parents at a point; the one opposite to it has no direction and is left out."""
+    way_P = np.zeros_like(at_P)
+    for parent, cosine in enumerate(np.clip(cosine_PP @ at_P, -1.0, 1.0)):
+        angle = math.acos(cosine)
+        if valid[parent] and angle >= max(tol, _SMALLEST_SINE) and math.pi - angle > 1e-4:
+            way_P += share * angle / math.sin(angle) * (np.eye(len(at_P))[parent] - cosine * at_P)
+    return way_P
+
+
+NUSLERP = Method(
+    "nuslerp",
+    (
+        WEIGHT,
+        Parameter("nuslerp_flatten", True, "turn whole tensors, not their vectors one by one"),
+        Parameter("nuslerp_row_wise", False, "without flatten: turn vectors along the first axis, not the last"),
+    ),
+    "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; on deltas where a base is given",
+    weights=_nuslerp,
+    tensors=_nuslerp_by_vector,
+    optional_base=True,
+    needs_gram=True,
+    linear_when=lambda params: bool(params["nuslerp_flatten"]),
+    min_parents=2,
+    max_parents=2,
+)
+MULTISLERP = Method(
+    "multislerp",
+    (
+        WEIGHT,
+        Parameter("normalize_weights", True, "divide the weights by their sum"),
+        Parameter("eps", 1e-8, "length of the mean direction below which it is a plain weighted sum", low=0.0, high=1.0),
+    ),
+    "Goddard, Multi-SLERP, goddard.blog/posts/multislerp-wow-what-a-cool-idea; on deltas where a base is given",
+    weights=_multislerp,
+    optional_base=True,
+    needs_gram=True,
+)
+KARCHER = Method(
+    "karcher",
+    (
+        Parameter("max_iter", 10.0, "steps at most", low=0.0, high=10000.0),
+        Parameter("tol", 1e-5, "angle below which it has arrived", low=0.0, high=1.0),
+    ),
+    "Karcher, Riemannian center of mass, Comm. Pure Appl. Math. 30, 1977",
+    weights=_karcher,
+    needs_gram=True,
+)

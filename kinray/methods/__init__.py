@@ -1,0 +1,1 @@
+"""``kinray methods``: what can be merged how, from the methods' declarations."""
