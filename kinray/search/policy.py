@@ -21,6 +21,7 @@ from kinray.core.recipe import MAX_DEPTH, Founder, Merge, Recipe
 from kinray.errors import RunError
 from kinray.search.population import Child, Operator, Outcome, Population
 from kinray.search.proposals import Proposer
+from kinray.search.state import child_state, read_child
 
 ATTEMPTS = 16
 """Proposals asked for before a mating is given up because all of its children exist already."""
@@ -243,7 +244,7 @@ class TopK:
             "generation": self.generation,
             "finished": None if self._stopped else self.finished,
             "top": self._top,
-            "children": [_child_state(child) for child in self.population.children if child.generation > 0],
+            "children": [child_state(child) for child in self.population.children if child.generation > 0],
             "outcomes": {
                 child.name: [outcome.score, outcome.error]
                 for child in self.population.children
@@ -256,7 +257,7 @@ class TopK:
         assert self.generation == 0 and not self._top
         recipes: dict[str, Recipe] = {child.recipe.digest: child.recipe for child in self.population.children}
         for entry in state["children"]:
-            child = _read_child(entry, recipes, self._base)
+            child = read_child(entry, recipes, self._base)
             recipes[child.recipe.digest] = child.recipe
             self.population.add(child)
             self._mated.add(frozenset(child.parents))
@@ -271,31 +272,3 @@ class TopK:
 
 def _pair(a: Child, b: Child) -> frozenset[str]:
     return frozenset((a.name, b.name))
-
-
-def _child_state(child: Child) -> dict[str, Any]:
-    assert isinstance(child.recipe, Merge)
-    return {
-        "number": child.number,
-        "name": child.name,
-        "generation": child.generation,
-        "operator": child.operator,
-        "parents": list(child.parents),
-        "kinship": None if child.kinship is None or math.isnan(child.kinship) else child.kinship,
-        "method": child.recipe.method,
-        "params": {name: list(v) if isinstance(v, tuple) else v for name, v in child.recipe.params.items()},
-        "from": [parent.digest for parent in child.recipe.parents],
-        "digest": child.recipe.digest,
-    }
-
-
-def _read_child(entry: dict[str, Any], recipes: dict[str, Recipe], base: Founder) -> Child:
-    uses_base = method_named(entry["method"]).uses_base
-    parents = tuple(recipes[digest] for digest in entry["from"])
-    recipe = Merge(entry["method"], parents, entry["params"], base if uses_base else None)
-    if recipe.digest != entry["digest"]:
-        raise RunError(f"The saved state of child {entry['name']} is damaged: its recipe does not have its digest.")
-    kinship = math.nan if entry["kinship"] is None else entry["kinship"]
-    return Child(
-        entry["number"], entry["name"], entry["generation"], entry["operator"], recipe, tuple(entry["parents"]), kinship
-    )
