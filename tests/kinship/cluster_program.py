@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = "KINRAY_TEST_SHARD_LOG"
-QUICK_CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+QUICK_CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
 BREAK_AT = 9
 """Answered bundles after which something breaks."""
 
@@ -47,7 +47,7 @@ def three_nodes() -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(models: Any, expected: Any, break_it: Callable[[Any], None]) -> dict[str, Any]:
+def measure(models: Any, expected: Any, break_it: Callable[[Any, list[str]], None]) -> dict[str, Any]:
     """Let three shards measure, break something in the middle, and say whether the numbers are those of one process."""
     import numpy as np
     import ray
@@ -64,7 +64,7 @@ def measure(models: Any, expected: Any, break_it: Callable[[Any], None]) -> dict
     def progress(done: int) -> None:
         seen.append(done)
         if len(seen) == BREAK_AT:
-            break_it(made)
+            break_it(made, node_of)
 
     got = made.statistics(progress)
     equal = [
@@ -98,10 +98,13 @@ def main(output: str, folders: list[str]) -> None:
         models = open_family(folders[0], folders[1:]).models
         expected = gram_pass(models, models.names)
         report: dict[str, Any] = {"bytes": models.nbytes(), "tensors": len(models.names)}
-        report["killed actor"] = measure(models, expected, lambda shards: ray.kill(shards._actors[1], no_restart=False))
-        report["removed node"] = measure(
-            models, expected, lambda _: cluster.remove_node(cluster.workers[0], allow_graceful=False)
-        )
+        report["killed actor"] = measure(models, expected, lambda shards, _: ray.kill(shards._actors[1], no_restart=False))
+
+        def remove_a_node(_: Any, node_of: list[str]) -> None:
+            victim = next(node for node in cluster.workers if node.node_id in node_of)
+            cluster.remove_node(victim, allow_graceful=False)
+
+        report["removed node"] = measure(models, expected, remove_a_node)
         report["nodes left"] = sum(node["Alive"] for node in ray.nodes())
         Path(output).write_text(json.dumps(report))
 
