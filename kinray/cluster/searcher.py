@@ -64,7 +64,7 @@ class PolicySearcher(Searcher):
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._free = list(range(len(evaluators.names)))[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
-        self._generation = -1
+        self._noted: tuple[int, str | None] = (-1, None)
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next child as a trial's config, None to wait, or FINISHED."""
@@ -132,11 +132,12 @@ class PolicySearcher(Searcher):
     def _note_generation(self) -> None:
         """Keep what the policy decided when it made a generation, or ended."""
         policy = self._policy
-        if policy.generation == self._generation and not policy.finished:
+        generation, _ = self._noted
+        if self._noted == (policy.generation, policy.finished):
             return
-        if policy.generation != self._generation:
+        self._noted = (policy.generation, policy.finished)
+        if policy.generation != generation:
             self._watcher.generation(policy)
-        self._generation = policy.generation
         names = {child.recipe.digest: child.name for child in policy.population.children}
         metric = self._run.config.search.kinship
         if policy.finished:

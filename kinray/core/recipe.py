@@ -145,11 +145,6 @@ def _needs(recipe: Recipe) -> tuple[Recipe, ...]:
     return recipe.parents if recipe.base is None else (recipe.base, *recipe.parents)
 
 
-def ancestors(recipe: Recipe) -> list[Founder]:
-    """List the founders (and the base, where a method uses it) that ``recipe`` comes from."""
-    return [node for node in topological([recipe]) if isinstance(node, Founder)]
-
-
 def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
     """Serialise a recipe as a topologically ordered list of nodes; the last one is the recipe itself.
 

@@ -109,8 +109,7 @@ class Materialiser:
         if self.statistics is None:
             gram = np.full((len(self.models.names), size, size), np.nan)
         else:
-            place = {name: number for number, name in enumerate(self.statistics.tensors)}
-            gram = self.statistics.gram_TMM[[place[name] for name in self.models.names]]
+            gram = self.statistics.take(self.models.names).gram_TMM
         return linear_rows(recipe, gram, self._index, {})[recipe.digest]
 
     # -- one tensor

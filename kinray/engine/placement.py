@@ -15,7 +15,7 @@ _SHARE = 0.6
 
 
 @dataclass
-class ResidentModel:
+class PlacedModel:
     """A model whose tensors stay on a device once they were read.
 
     Args:
@@ -68,5 +68,5 @@ def placed(models: Models, names: Sequence[str], device: torch.device, free: int
 
 def _resident(source: WeightSource, device: torch.device) -> WeightSource:
     if isinstance(source, FittedModel):
-        return replace(source, model=ResidentModel(source.model, device), base=ResidentModel(source.base, device))
-    return ResidentModel(source, device)
+        return replace(source, model=PlacedModel(source.model, device), base=PlacedModel(source.base, device))
+    return PlacedModel(source, device)

@@ -8,7 +8,7 @@ import torch
 
 from kinray.checkpoints.models import FittedModel, Models
 from kinray.engine.gram import gram_pass
-from kinray.engine.placement import ResidentModel, placed
+from kinray.engine.placement import PlacedModel, placed
 from kinray.kinship.family import open_family
 from tests.helpers import ARCHITECTURE, make_model, random_tensors
 
@@ -34,7 +34,7 @@ def test_weights_that_fit_stay_on_the_device(models: Models) -> None:
     resident = placed(models, models.names, CPU, free=10 * models.nbytes())
 
     source = resident.sources[models.digests[1]]
-    assert isinstance(source, ResidentModel)
+    assert isinstance(source, PlacedModel)
     assert source.load("mlp.weight") is source.load("mlp.weight")
     assert isinstance(resident.sources[models.digests[2]], FittedModel)
     expected, got = (gram_pass(each, models.names, rows={"embed.weight": 10}) for each in (models, resident))
