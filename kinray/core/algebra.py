@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kinray.core.kinship import Metric, Moments, kinship
-from kinray.core.methods import Params, method_named
+from kinray.core.layers import depths
+from kinray.core.methods import Method, Params, method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
-from kinray.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class KinshipMap:
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._index = {digest: number for number, digest in enumerate(statistics.models)}
+        self._depths = depths(statistics.tensors)
         self._known: dict[str, Products] = {}
         self._dots: dict[frozenset[str], float] = {}
 
@@ -110,7 +111,7 @@ class KinshipMap:
         if recipe.digest not in self._known:
             if not is_linear(recipe):
                 raise MissingProduct(recipe)
-            rows = linear_rows(recipe, self._statistics.gram_TMM, self._index, self._known)
+            rows = linear_rows(recipe, self._depths, self._statistics.gram_TMM, self._index, self._known)
             for digest, row_tm in rows.items():
                 self._known[digest] = self._from_row(row_tm)
         return self._known[recipe.digest]
@@ -131,12 +132,17 @@ def is_linear(recipe: Recipe) -> bool:
 
 
 def linear_rows(
-    recipe: Recipe, gram_TMM: Float64, index: Mapping[str, int], known: Mapping[str, Products]
+    recipe: Recipe,
+    depths: Mapping[str, float],
+    gram_TMM: Float64,
+    index: Mapping[str, int],
+    known: Mapping[str, Products],
 ) -> dict[str, Float64]:
     """Collapse a linear-family recipe and its ancestors to coefficients.
 
     Args:
         recipe: the model; ``is_linear`` holds.
+        depths: of the T tensors, by name (``kinray.core.layers``).
         gram_TMM: (T, M, M) float64 of the rows [θ0, δ1 … δN].
         index: row of each founder's digest, the base's being 0.
         known: products of models whose rows need not be computed again.
@@ -159,35 +165,32 @@ def linear_rows(
             place = index[node.digest]
             rows[node.digest] = np.tile(np.eye(models)[place] if place else np.zeros(models), (tensors, 1))
         else:
-            rows[node.digest] = _merge_rows(node, [theta(parent) for parent in node.parents], gram_TMM)
+            rows[node.digest] = _merge_rows(node, [theta(parent) for parent in node.parents], depths, gram_TMM)
     return rows
 
 
-def _merge_rows(merge: Merge, thetas: list[Float64], gram_TMM: Float64) -> Float64:
+def _merge_rows(merge: Merge, thetas: list[Float64], depths: Mapping[str, float], gram_TMM: Float64) -> Float64:
     """Compute the (T, M) coefficients of a child's δ from its parents' θ."""
-    params_T = [merge.params] * len(gram_TMM)
-    return child_row(merge.method, params_T, np.stack(thetas, axis=1), gram_TMM, base_given=merge.base is not None)
+    method = method_named(merge.method)
+    params_T = method.per_tensor(merge.params, len(thetas), depths)
+    return child_row(method, params_T, np.stack(thetas, axis=1), gram_TMM, base_given=merge.base is not None)
 
 
 def child_row(
-    method_name: str, params_T: Sequence[Params], theta_TPM: Float64, gram_TMM: Float64, *, base_given: bool = False
+    method: Method, params_T: Sequence[Params], theta_TPM: Float64, gram_TMM: Float64, *, base_given: bool = False
 ) -> Float64:
     """Compute the coefficients of a linear-family child's δ, whose parameters may differ from tensor to tensor.
 
     Args:
-        method_name: of the linear family.
-        params_T: hyperparameters for each tensor.
+        method: of the linear family.
+        params_T: hyperparameters in each tensor, plain and resolved; ``method.is_linear`` holds of them.
         theta_TPM: (T, P, M) float64 coefficients of the parents' weights θ on [θ0, δ1 … δN].
         gram_TMM: (T, M, M) float64 of these rows.
         base_given: whether the recipe names a base, for methods that may do without.
 
     Returns:
         (T, M) float64.
-
-    Raises:
-        RecipeError: when parameters do not fit the method, or make it no weighted sum.
     """
-    method = method_named(method_name)
     tensors, parents, models = theta_TPM.shape
     against_base = method.against_base(base_given)
     if method.needs_gram:
@@ -195,12 +198,8 @@ def child_row(
         gram_TPP = vector_TPM @ gram_TMM @ vector_TPM.transpose(0, 2, 1)
     else:
         gram_TPP = np.full((tensors, parents, parents), np.nan)
-    resolved = {id(params): method.resolve(params, parents) for params in params_T}
-    if not all(method.is_linear(params) for params in resolved.values()):
-        raise RecipeError(f"With these parameters '{method_name}' is no weighted sum of its parents.")
     forms = [
-        method.form(resolved[id(params)], gram_PP, against_base=against_base)
-        for params, gram_PP in zip(params_T, gram_TPP, strict=True)
+        method.form(params, gram_PP, against_base=against_base) for params, gram_PP in zip(params_T, gram_TPP, strict=True)
     ]
     coef_TP = np.array([form.parents for form in forms]).reshape(tensors, parents)
     child_TM: Float64 = np.einsum("tp,tpm->tm", coef_TP, theta_TPM)

@@ -3,13 +3,13 @@
 Shape suffixes: T tensors · M the base and the models · P parents.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from kinray.core.algebra import child_row
+from kinray.core.layers import depths
 from kinray.core.methods import Params, method_named
 from kinray.core.recipe import MAX_PARENTS
 from kinray.core.statistics import Statistics
@@ -23,9 +23,7 @@ class PlannedMerge:
     Args:
         method: its name.
         parents: numbers of models, from 0; a number past the last model is an earlier planned merge.
-        params: hyperparameters in all tensors.
-        layers: hyperparameters that differ in tensors whose name contains a match of a regular expression; later
-            entries win.
+        params: hyperparameters, which may differ from tensor to tensor (``kinray.core.parameters.Varied``).
 
     Raises:
         RecipeError: for an unknown method, or one that is not of the linear family.
@@ -34,7 +32,6 @@ class PlannedMerge:
     method: str
     parents: tuple[int, ...]
     params: Params = field(default_factory=dict)
-    layers: Mapping[str, Params] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not method_named(self.method).is_linear(self.params):
@@ -44,20 +41,6 @@ class PlannedMerge:
             )
         if not 1 <= len(self.parents) <= MAX_PARENTS:
             raise RecipeError(f"A planned merge has {len(self.parents)} parents. Give it between 1 and {MAX_PARENTS}.")
-
-    def params_of(self, tensors: Sequence[str]) -> list[Params]:
-        """Return the hyperparameters in each tensor."""
-        cases: dict[tuple[str, ...], Params] = {}
-        result = []
-        for name in tensors:
-            matching = tuple(pattern for pattern in self.layers if re.search(pattern, name))
-            if matching not in cases:
-                merged = dict(self.params)
-                for pattern in matching:
-                    merged |= self.layers[pattern]
-                cases[matching] = merged
-            result.append(cases[matching])
-        return result
 
 
 def with_planned(statistics: Statistics, merges: Sequence[PlannedMerge]) -> Statistics:
@@ -73,6 +56,7 @@ def with_planned(statistics: Statistics, merges: Sequence[PlannedMerge]) -> Stat
     Raises:
         RecipeError: for a parent that does not exist, or parameters that the method does not take.
     """
+    depth = depths(statistics.tensors)
     for number, merge in enumerate(merges, 1):
         size = len(statistics.models)
         for parent in merge.parents:
@@ -83,6 +67,8 @@ def with_planned(statistics: Statistics, merges: Sequence[PlannedMerge]) -> Stat
                 )
         theta_PM = np.eye(size)[[parent + 1 for parent in merge.parents]] + np.eye(1, size)
         theta_TPM = np.repeat(theta_PM[None], len(statistics.tensors), axis=0)
-        row_TM = child_row(merge.method, merge.params_of(statistics.tensors), theta_TPM, statistics.gram_TMM)
+        method = method_named(merge.method)
+        params_T = method.per_tensor(merge.params, len(merge.parents), depth)
+        row_TM = child_row(method, params_T, theta_TPM, statistics.gram_TMM)
         statistics = statistics.with_combination(f"planned-{number}", row_TM)
     return statistics

@@ -6,20 +6,20 @@ lie and whatever they are called.
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from kinray.core.parameters import ParamValue as ParamValue
+from kinray.core.parameters import Varied as Varied
+from kinray.core.parameters import as_json, freeze
+from kinray.core.parameters import is_finite_number as is_finite_number
 from kinray.errors import RecipeError
 
 MAX_DEPTH = 256
 MAX_NODES = 4096
 MAX_PARENTS = 64
-
-ParamValue = bool | float | str | tuple[float, ...]
-"""A hyperparameter of a merge: one value, or one number for each parent."""
 
 
 def canonical_json(value: Any) -> str:
@@ -48,12 +48,11 @@ class Merge:
     Args:
         method: name of a merge method (``kinray.core.methods``).
         parents: 1 to 64 recipes; their order matters to the method.
-        params: hyperparameters of the method; numbers become floats, lists become tuples.
+        params: hyperparameters of the method; numbers become floats, lists become tuples, mappings ``Varied``.
         base: the model that deltas are taken against, for methods that work on deltas; else None.
 
     Raises:
-        RecipeError: for too many or no parents, a depth over 256, or a parameter that is not a finite number, a truth
-            value, a word, or a list of finite numbers.
+        RecipeError: for too many or no parents, a depth over 256, or a parameter that is no ``ParamValue``.
     """
 
     method: str
@@ -71,7 +70,7 @@ class Merge:
         depth = 1 + max(parent.depth for parent in self.parents)
         if depth > MAX_DEPTH:
             raise RecipeError(f"A merge by '{self.method}' has depth {depth}. The limit is {MAX_DEPTH} generations.")
-        params = {name: _freeze(self.method, name, value) for name, value in sorted(self.params.items())}
+        params = {name: freeze(f"Parameter '{name}' of '{self.method}'", value) for name, value in sorted(self.params.items())}
         object.__setattr__(self, "params", MappingProxyType(params))
         object.__setattr__(self, "depth", depth)
         node = _node(self, [parent.digest for parent in self.parents], None if self.base is None else self.base.digest)
@@ -90,34 +89,10 @@ class Merge:
 Recipe = Founder | Merge
 
 
-def _freeze(method: str, name: str, value: Any) -> ParamValue:
-    if isinstance(value, bool | str):
-        return value
-    if isinstance(value, Sequence):
-        return tuple(_finite(method, name, entry) for entry in value)
-    return _finite(method, name, value)
-
-
-def _finite(method: str, name: str, value: Any) -> float:
-    if not is_finite_number(value):
-        raise RecipeError(f"Parameter '{name}' of '{method}' holds {value!r:.80}. It must be a finite number.")
-    return float(value)
-
-
-def is_finite_number(value: Any) -> bool:
-    """Tell whether ``value`` is a number that a float can hold: no truth value, no NaN, no infinity, no huge integer."""
-    limit = sys.float_info.max
-    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
-
-
 def _node(merge: Merge, parents: Sequence[str | int], base: str | int | None) -> dict[str, Any]:
     """Describe one merge as JSON, its parents and base by digest or by index."""
-    node = {"method": merge.method, "parents": list(parents), "params": _plain(merge.params)}
+    node = {"method": merge.method, "parents": list(parents), "params": as_json(merge.params)}
     return node if base is None else node | {"base": base}
-
-
-def _plain(params: Mapping[str, ParamValue]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
 
 
 def topological(recipes: Iterable[Recipe]) -> list[Recipe]:

@@ -11,6 +11,7 @@ import torch
 
 from kinray.checkpoints.models import Models
 from kinray.core.algebra import Products, is_linear, linear_rows
+from kinray.core.layers import depths
 from kinray.core.masks import HashedMasks
 from kinray.core.methods import method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
@@ -37,6 +38,7 @@ class Materialiser:
         self.device = torch.device(device)
         self.statistics = statistics
         self._index = {digest: number for number, digest in enumerate(models.digests)}
+        self._depths = depths(models.names)
 
     def tensors(
         self, recipe: Recipe, dtype: torch.dtype, names: Sequence[str] | None = None
@@ -44,8 +46,8 @@ class Materialiser:
         """Yield name and contents of each tensor of a model, in ``dtype`` on the device.
 
         Raises:
-            RecipeError: when the recipe needs a founder that is not among the models, or takes deltas against another
-                base.
+            RecipeError: when the recipe needs a founder that is not among the models, takes deltas against another base,
+                or has parameters that a method does not take.
         """
         plan = self._plan(recipe)
         rows = {node.digest: self._collapse(node) for node in plan if isinstance(node, Merge) and is_linear(node)}
@@ -88,6 +90,8 @@ class Materialiser:
                     f"A '{node.method}' of the recipe takes deltas against '{node.base.name}' ({node.base.digest[:12]}), "
                     f"but the base is '{self.models.base.name}'."
                 )
+            if isinstance(node, Merge):  # errors come before any work
+                method_named(node.method).per_tensor(node.params, len(node.parents), self._depths)
         needed: dict[str, Recipe] = {}
         stack = [recipe]
         while stack:
@@ -110,7 +114,7 @@ class Materialiser:
             gram = np.full((len(self.models.names), size, size), np.nan)
         else:
             gram = self.statistics.take(self.models.names).gram_TMM
-        return linear_rows(recipe, gram, self._index, {})[recipe.digest]
+        return linear_rows(recipe, self._depths, gram, self._index, {})[recipe.digest]
 
     # -- one tensor
 
@@ -135,7 +139,8 @@ class Materialiser:
         against_base = method.against_base(node.base is not None)
         base = self._load(self.models.digests[0], name).float() if against_base else None
         parents = [made[parent.digest].float() for parent in node.parents]
-        return method.merge(base, parents, node.params, HashedMasks(node.digest, name))
+        params = method.at(node.params, name, self._depths[name])
+        return method.merge(base, parents, params, HashedMasks(node.digest, name))
 
     def _weighted_sum(self, row_m: Float64, name: str) -> torch.Tensor:
         """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ in float32, block by block."""

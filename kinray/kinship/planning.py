@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from kinray.core.methods import method_named
+from kinray.core.parameters import ParamValue
 from kinray.core.planned import PlannedMerge
-from kinray.core.recipe import ParamValue
 from kinray.errors import RecipeError
 
 _FORM = re.compile(r"(?:(?P<method>[a-z_]\w*):)?(?P<models>[0-9, ]+)(?::(?P<values>.+))?", re.IGNORECASE)

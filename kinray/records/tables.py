@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kinray.core.parameters import as_json
 from kinray.core.recipe import Merge, canonical_json, to_nodes
 from kinray.core.scores import Failed, Result, Scored, TaskScore
 from kinray.errors import RunError
@@ -55,7 +56,7 @@ def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any
         "operator": child.operator,
         "parents": list(child.parents),
         "method": recipe.method if isinstance(recipe, Merge) else None,
-        "params": canonical_json(dict(recipe.params)) if isinstance(recipe, Merge) else None,
+        "params": canonical_json(as_json(recipe.params)) if isinstance(recipe, Merge) else None,
         "digest": recipe.digest,
         "recipe": canonical_json(to_nodes(recipe)),
         "kinship": child.kinship,

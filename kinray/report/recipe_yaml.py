@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kinray.core.methods import method_named
+from kinray.core.parameters import ParamValue, Varied
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 
 
@@ -42,7 +43,9 @@ def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
     per_model = {parameter.name for parameter in method.parameters if parameter.per_model}
     models = []
     for number, parent in enumerate(merge.parents):
-        own = {name: value[number] for name, value in params.items() if name in per_model and isinstance(value, tuple)}
+        own = {
+            name: _setting(value[number]) for name, value in params.items() if name in per_model and isinstance(value, tuple)
+        }
         models.append({"model": labels[parent.digest]} | ({"parameters": own} if own else {}))
     document: dict[str, Any] = {"merge_method": merge.method, "models": models}
     # Methods on deltas name the pretrained model; in slerp and others the first model has its part.
@@ -50,8 +53,19 @@ def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
         document["base_model"] = labels[merge.base.digest]
     elif method.first_is_base:
         document["base_model"] = labels[merge.parents[0].digest]
-    shared = {name: value for name, value in params.items() if name not in per_model}
+    shared = {name: _setting(value) for name, value in params.items() if name not in per_model}
     return document | ({"parameters": shared} if shared else {})
+
+
+def _setting(value: ParamValue) -> Any:
+    """Write a value as mergekit does: what varies as a list of filters, or as a bare gradient where it has none."""
+    if not isinstance(value, Varied):
+        return value
+    cases = [
+        ({"filter": word} if word else {}) | {"value": knots[0] if len(knots) == 1 else list(knots)}
+        for word, knots in value.cases
+    ]
+    return cases if "filter" in cases[0] else cases[0]["value"]
 
 
 def founders_of(recipe: Recipe) -> list[Founder]:

@@ -6,7 +6,7 @@ from itertools import product
 
 from kinray.config import PerModel, Range
 from kinray.core.methods import Method, Parameter, method_named
-from kinray.core.recipe import ParamValue
+from kinray.core.parameters import ParamValue
 from kinray.errors import ConfigError, RecipeError
 
 PARENTS = 2
@@ -54,10 +54,9 @@ class MethodSpace:
         """Read one free dimension back from a child's parameters."""
         name, _, parent = dimension.key.partition(".")
         value = params[name]
-        if isinstance(value, tuple):
-            return value[int(parent)]
-        assert not isinstance(value, str)
-        return value
+        one = value[int(parent)] if isinstance(value, tuple) else value
+        assert isinstance(one, bool | float)
+        return one
 
 
 def search_space(methods: Mapping[str, Mapping[str, object]]) -> list[MethodSpace]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kinray.core.methods import method_named
+from kinray.core.parameters import as_json
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.errors import RunError
 from kinray.search.population import Child
@@ -21,7 +22,7 @@ def child_state(child: Child) -> dict[str, Any]:
         "parents": list(child.parents),
         "kinship": None if child.kinship is None or math.isnan(child.kinship) else child.kinship,
         "method": child.recipe.method,
-        "params": {name: list(v) if isinstance(v, tuple) else v for name, v in child.recipe.params.items()},
+        "params": as_json(child.recipe.params),
         "from": [parent.digest for parent in child.recipe.parents],
         "digest": child.recipe.digest,
     }

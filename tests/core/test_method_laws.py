@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kinray.core.masks import HashedMasks
 from kinray.core.methods import METHODS, Method, Params, method_named
+from kinray.core.parameters import ParamValue, Varied
 from kinray.errors import RecipeError
 
 MASKS = HashedMasks("d" * 64, "mlp.weight")
@@ -135,6 +136,42 @@ def test_memory_layout_does_not_matter(method: Method, drawn: list[Tensor], data
     expected = method.merge(drawn[0], drawn[1:], params, MASKS)
 
     torch.testing.assert_close(method.merge(turned[0], turned[1:], params, MASKS), expected, rtol=1e-6, atol=1e-6)
+
+
+@every_method
+@given(tensors(3), st.data())
+def test_one_knot_gives_the_bits_of_the_plain_value(method: Method, drawn: list[Tensor], data: st.DataObject) -> None:
+    def varied(value: ParamValue) -> ParamValue:
+        return tuple(map(varied, value)) if isinstance(value, tuple) else Varied((("mlp", (value,)),))  # type: ignore[misc, arg-type]
+
+    base, *parents = drawn[: 1 + count(method)]
+    plain = draw_params(data, method, count(method))
+    params = {name: varied(value) for name, value in plain.items()}
+
+    (there,) = method.per_tensor(params, len(parents), {"mlp.weight": 0.3})
+
+    assert there == method.resolve(plain, len(parents))
+    assert torch.equal(method.merge(base, parents, there, MASKS), method.merge(base, parents, plain, MASKS))
+    assert method.per_tensor(params, len(parents), {"norm.weight": 0.3}) == [method.resolve({}, len(parents))]
+
+
+@every_method
+def test_knots_out_of_range_are_refused(method: Method) -> None:
+    for parameter in method.parameters:
+        wrong = [1.0] if isinstance(parameter.default, bool) else [True]
+        wrong += [limit for limit in (parameter.low - 0.01, parameter.high + 0.01) if np.isfinite(limit)]
+        for knot in wrong:
+            with pytest.raises(RecipeError, match=f"Parameter '{parameter.name}' of '{method.name}' is"):
+                method.resolve({parameter.name: Varied((("", (knot,)),))}, count(method))
+
+
+def test_values_that_vary_together_are_checked_where_they_meet() -> None:
+    density, epsilon = Varied((("", (0.3, 0.7)),)), Varied((("", (0.1, 0.25)),))
+    depths = {f"layers.{layer}.w": layer / 4 for layer in range(5)}
+
+    assert len(METHODS["della"].per_tensor({"density": density, "epsilon": epsilon}, 2, depths)) == 5
+    with pytest.raises(RecipeError, match=r"from density − epsilon = -0\.05"):
+        METHODS["della"].per_tensor({"density": density, "epsilon": 0.35}, 2, depths)
 
 
 PROGRAM = """

@@ -1,13 +1,17 @@
 """Recipes turned into weights, against the pure methods applied step by step."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kinray.checkpoints.models import Models
+from kinray.core.algebra import KinshipMap
 from kinray.core.methods import METHODS
+from kinray.core.parameters import Varied
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.engine import materialise
 from kinray.engine.gram import gram_pass
@@ -210,3 +214,72 @@ def test_deepest_recipe_is_made(models: Models) -> None:
         # Weights of the two founders tend to 1/3 and 2/3.
         a, b = (models.sources[f.digest].load(name).double() for f in (f1, f2))
         torch.testing.assert_close(tensor.double(), a / 3 + 2 * b / 3, rtol=1e-5, atol=1e-6)
+
+
+DEEP = {"embed": (10, 6), "norm": (6,)} | {f"layers.{at}.{part}": (6, 6) for at in range(4) for part in ("attn", "mlp")}
+
+
+def deep_family(tmp_path: Path) -> Models:
+    return family(tmp_path, [random_tensors(seed, DEEP) for seed in range(4)])
+
+
+def test_gradient_weighs_each_layer_by_its_depth(tmp_path: Path) -> None:
+    models = deep_family(tmp_path)
+    base, f1, f2, f3 = founders(models)
+    rising = Varied((("attn", (0.0, 0.6)), ("mlp", (0.2, 0.4, 0.9))))
+    child = merge("task_arithmetic", merge("linear", f1, f2, weight=(rising, 1.0), normalize=False), f3, base=base, weight=0.5)
+
+    made = dict(Materialiser(models).tensors(child, torch.float32))
+
+    for name in models.names:
+        t0, t1, t2, t3 = (models.sources[digest].load(name).double().numpy() for digest in models.digests)
+        depth = int(name.split(".")[1]) / 3 if name.startswith("layers") else 0.0
+        first = 1.0  # the default, where no case fits
+        if "attn" in name:
+            first = 0.6 * depth
+        if "mlp" in name:
+            first = float(np.interp(depth, [0, 0.5, 1], [0.2, 0.4, 0.9]))
+        expected = t0 + 0.5 * (first * t1 + t2 - t0) + 0.5 * (t3 - t0)
+        np.testing.assert_allclose(made[name].numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.parameters])
+def test_gradients_reach_every_method(tmp_path: Path, method: str) -> None:
+    models = deep_family(tmp_path)
+    base, *parents = founders(models)
+    declared = METHODS[method]
+    numbers = [p.name for p in declared.parameters if not isinstance(p.default, bool)]
+    knots = {"epsilon": (0.1, 0.2)}
+    params: dict[str, Any] = {name: Varied((("mlp", knots.get(name, (0.4, 0.6))),)) for name in numbers}
+
+    assert_same_as_steps(models, merge(method, *parents[: min(2, declared.max_parents)], base=base, **params))
+
+
+def test_shards_measure_a_varied_child_as_algebra_does(tmp_path: Path) -> None:
+    models = deep_family(tmp_path)
+    _, f1, f2, _ = founders(models)
+    child = merge("slerp", f1, f2, t=Varied((("attn", (0.1, 0.9)), ("", (0.3,)))))
+    statistics = gram_pass(models, models.names)
+    known = KinshipMap(statistics)
+
+    measured = Materialiser(models, statistics).products(child, models.names)
+
+    row_TM = known.row(child)
+    assert row_TM is not None
+    np.testing.assert_allclose(measured.dots_TM, np.einsum("tm,tmn->tn", row_TM, statistics.gram_TMM), rtol=1e-4, atol=1e-3)
+
+
+def test_switch_that_varies_is_merged_tensor_by_tensor(tmp_path: Path) -> None:
+    models = deep_family(tmp_path)
+    _, f1, f2, _ = founders(models)
+    by_vector = Varied((("attn", (False,)), ("", (True,))))
+
+    assert_same_as_steps(models, merge("nuslerp", f1, f2, nuslerp_flatten=by_vector))
+
+
+def test_parameters_that_do_not_fit_are_refused_before_any_work(models: Models) -> None:
+    base, f1, f2, _ = founders(models)
+    child = merge("della", f1, f2, base=base, density=Varied((("scale", (0.1,)), ("", (0.5,)))))
+
+    with pytest.raises(RecipeError, match="lower epsilon"):
+        Materialiser(models)._plan(child)

@@ -13,6 +13,7 @@ from kinray.checkpoints.adapters import open_model
 from kinray.checkpoints.folder import Checkpoint
 from kinray.checkpoints.identity import digest
 from kinray.checkpoints.models import Models, ModelSpec, open_models
+from kinray.core.layers import depths
 from kinray.core.masks import HashedMasks
 from kinray.core.methods import method_named
 from kinray.core.recipe import Founder, Recipe
@@ -68,4 +69,4 @@ def step_by_step(models: Models, recipe: Recipe, name: str) -> Tensor:
     masks = HashedMasks(recipe.digest, name)
     method = method_named(recipe.method)
     base = models.base.load(name).float() if method.uses_base or recipe.base is not None else None
-    return method.merge(base, parents, recipe.params, masks)
+    return method.merge(base, parents, method.at(recipe.params, name, depths(models.names)[name]), masks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import kinray
+from kinray.core.parameters import Varied
 from kinray.core.planned import PlannedMerge, with_planned
 from kinray.errors import RecipeError
 from kinray.kinship.planning import parse_merge
@@ -116,7 +117,7 @@ def test_parameters_may_differ_from_layer_to_layer(tmp_path: Path, angle: float)
     t = {"embed.weight": 0.5, "layers.0.mlp.weight": 0.1, "layers.1.mlp.weight": 0.9, "norm.weight": 0.5}
     child = {name: made_tensor("slerp", [wide[1][name], wide[2][name]], wide[0][name], {"t": t[name]}) for name in SHAPES}
 
-    plan = PlannedMerge("slerp", (0, 1), {"t": 0.5}, {r"layers\.0\.": {"t": 0.1}, r"layers\.1\.": {"t": 0.9}})
+    plan = PlannedMerge("slerp", (0, 1), {"t": Varied((("mlp", (0.1, 0.9)),))})
 
     compare(tmp_path, models, [plan], [child])
 

@@ -134,7 +134,7 @@ MODEL_STOCK = Method(
     tensors=_model_stock_by_row,
     uses_base=True,
     needs_gram=True,
-    linear_when=lambda params: not params["filter_wise"],
+    linear_when=lambda params: params["filter_wise"] is False,
     min_parents=2,
 )
 RAM = Method(

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from kinray.core.masks import MaskSource
-from kinray.core.recipe import MAX_PARENTS, ParamValue, is_finite_number
+from kinray.core.parameters import ParamValue, Varied, is_finite_number
+from kinray.core.recipe import MAX_PARENTS
 from kinray.core.statistics import Float64
 from kinray.errors import RecipeError, did_you_mean
 
 Params = Mapping[str, ParamValue]
-"""Every parameter of a method by name: one value, or for a per-model one a tuple with a number for each parent."""
+"""Every parameter of a method by name: one value, or for a per-model one a tuple with a number for each parent.
+
+What merges tensors gets plain values; ``Method.per_tensor`` makes them of varied ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,11 @@ class Parameter:
     per_model: bool = False
 
     def check(self, method: str, value: Any) -> None:
-        """Raise RecipeError unless ``value`` (a single one) may be given for this parameter."""
-        if isinstance(self.default, bool):
+        """Raise RecipeError unless ``value`` (a single one, or one that varies) may be given for this parameter."""
+        if isinstance(value, Varied):
+            for knot in value.values:
+                self.check(method, knot)
+        elif isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value!r}. It must be true or false.")
         elif not is_finite_number(value):
@@ -80,8 +87,9 @@ class Method:
         optional_base: whether θ0 enters if the recipe names a base, and not otherwise.
         first_is_base: whether the first parent has the part of the base; mergekit's recipes call it base_model.
         needs_gram: whether ``weights`` looks at the parents' dot products.
-        linear_when: for a method with both ``weights`` and ``tensors``, the parameters with which it is a weighted sum.
-        check: raises RecipeError for resolved parameters that do not go together.
+        linear_when: for a method with both ``weights`` and ``tensors``, the parameters with which it is a weighted sum;
+            not with a switch that varies.
+        check: raises RecipeError for resolved plain parameters that do not go together.
         min_parents, max_parents: how many models it merges, the base apart.
     """
 
@@ -112,7 +120,7 @@ class Method:
         raise RecipeError(f"Merge method '{self.name}' has no parameter '{name}'.{known}")
 
     def resolve(self, params: Params, parents: int) -> dict[str, ParamValue]:
-        """Fill in defaults, spread per-model values over the parents and check everything.
+        """Fill in defaults, spread per-model values over the parents and check everything that is known of all tensors.
 
         Raises:
             RecipeError: for an unknown parameter, a value out of range, a wrong number of per-model values, or a number
@@ -123,9 +131,41 @@ class Method:
         for name in params:
             self.parameter(name)
         resolved = {p.name: self._resolve_one(p, params.get(p.name, p.default), parents) for p in self.parameters}
-        if self.check is not None:
+        if self.check is not None and not _varies(resolved):
             self.check(resolved)
         return resolved
+
+    def per_tensor(self, params: Params, parents: int, depths: Mapping[str, float]) -> list[Params]:
+        """Resolve parameters for each tensor, to plain values.
+
+        Args:
+            params: as they stand in a recipe.
+            parents: number of models.
+            depths: of all T tensors, by name (``kinray.core.layers``).
+
+        Returns:
+            T mappings; one and the same object where nothing varies.
+
+        Raises:
+            RecipeError: as ``resolve``; values that vary are checked to go together in every tensor.
+        """
+        resolved = self.resolve(params, parents)
+        if not _varies(resolved):
+            return [resolved] * len(depths)
+        return [self.resolve(self.at(resolved, name, depth), parents) for name, depth in depths.items()]
+
+    def at(self, params: Params, name: str, depth: float) -> Params:
+        """Give the parameters in one tensor: what varies becomes its value there, or the default where it has none."""
+
+        def one(parameter: Parameter, value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(one(parameter, entry) for entry in value)
+            if not isinstance(value, Varied):
+                return value
+            here = value.at(name, depth)
+            return parameter.default if here is None else here
+
+        return {given: one(self.parameter(given), value) for given, value in params.items()}
 
     @property
     def takes(self) -> str:
@@ -135,7 +175,7 @@ class Method:
         return f"{self.min_parents} to {self.max_parents} models"
 
     def is_linear(self, params: Params) -> bool:
-        """Tell whether a child is a weighted sum of its parents, tensor by tensor, with these parameters."""
+        """Tell whether a child is a weighted sum of its parents in all tensors, with these parameters."""
         if self.linear_when is None:
             return self.weights is not None
         defaults: dict[str, ParamValue] = {p.name: p.default for p in self.parameters}
@@ -158,11 +198,12 @@ class Method:
                 raise RecipeError(f"Parameter '{parameter.name}' of '{self.name}' has {len(value)} values. Give it {expected}.")
             for entry in value:
                 parameter.check(self.name, entry)
-            return value
+            return tuple(entry if isinstance(entry, Varied) else float(entry) for entry in value)
         parameter.check(self.name, value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return (float(value),) * parents if parameter.per_model else float(value)
-        return value
+        if isinstance(value, bool | str):
+            return value
+        one = value if isinstance(value, Varied) else float(value)
+        return (one,) * parents if parameter.per_model else one
 
     def merge(
         self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
@@ -172,7 +213,7 @@ class Method:
         Args:
             base: θ0, float32; looked at only by methods that use the base, and None where one is optional and not given.
             parents: float32 tensors of its shape.
-            params: hyperparameters, resolved or not.
+            params: plain hyperparameters, resolved or not.
             masks: random numbers for this child and tensor.
 
         Returns:
@@ -189,6 +230,12 @@ class Method:
             gram = _no_gram(len(parents))
         form = self.form(resolved, gram, against_base=against is not None)
         return combine(parents[0] if against is None else against, parents, form)
+
+
+def _varies(params: Params) -> bool:
+    return any(
+        isinstance(one, Varied) for value in params.values() for one in (value if isinstance(value, tuple) else (value,))
+    )
 
 
 def gram_of(tensors: Sequence[torch.Tensor]) -> Float64:

@@ -3,7 +3,7 @@
 import math
 
 from kinray.core.methods.declaration import Method, Parameter, Params
-from kinray.core.recipe import ParamValue
+from kinray.core.parameters import ParamValue
 from kinray.core.statistics import Float64
 from kinray.errors import RecipeError
 
@@ -19,7 +19,7 @@ LAMBDA = Parameter("lambda", 1.0, "factor on the merged delta")
 def numbers(value: ParamValue) -> tuple[float, ...]:
     """Return a resolved per-model parameter, typed."""
     assert isinstance(value, tuple)
-    return value
+    return tuple(number(entry) for entry in value)
 
 
 def number(value: ParamValue) -> float:

@@ -147,7 +147,7 @@ NUSLERP = Method(
     tensors=_nuslerp_by_vector,
     optional_base=True,
     needs_gram=True,
-    linear_when=lambda params: bool(params["nuslerp_flatten"]),
+    linear_when=lambda params: params["nuslerp_flatten"] is True,
     min_parents=2,
     max_parents=2,
 )
