@@ -1,8 +1,9 @@
 """Random masks that are the same bits on every device, in every process and for any number of shards.
 
 Each element's number is an integer hash of where it stands, so nothing is drawn in sequence and nothing needs a seed that
-travels: the counter is hashed with SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014), in int64 arithmetic, which wraps alike on CPU and GPU.
+travels. The hash is Wellons' triple32 (github.com/skeeto/hash-prospector), a bijection of 32 bits with next to no bias, on the
+element's index; 64 bits of a SHA-256 of child, tensor and parent enter it, half before the first round and half after it, so
+that two masks are not one sequence at different places. Its arithmetic is int32, which wraps alike on CPU and GPU.
 """
 
 import hashlib
@@ -12,57 +13,68 @@ import torch
 
 from kinray.core.recipe import canonical_json
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_CHUNK = 1 << 20
-"""Elements hashed at a time, so that a mask costs 8 MiB of integers however large the tensor is."""
+_ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
+"""Shift and multiplier of each round."""
+
+_LAST_SHIFT = 14
+_PAGE = 1 << 32
+"""Elements that 32 bits number; a larger tensor has a key for each page."""
+
+
+RESOLUTION = 2.0**-24
+"""The random numbers are multiples of this; smaller probabilities are none."""
 
 
 class MaskSource(Protocol):
     """Where a merge method takes its random numbers from; the seam that keeps methods pure."""
 
-    def uniform(self, parent: int, numel: int, device: torch.device) -> torch.Tensor:
-        """Return (numel,) float32 in [0, 1), the numbers of one parent's elements in flat order."""
+    def uniform(self, parent: int, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Fill ``out``, (n,) float32, with the numbers in [0, 1) of one parent's elements, from ``start`` on in flat order."""
 
 
 class HashedMasks:
     """The numbers of one tensor of one child.
 
     Args:
-        digest: the child's recipe digest.
+        digest: the child's recipe digest, or what its recipe says instead (``Merge.seed``).
         tensor: name of the tensor.
     """
 
     def __init__(self, digest: str, tensor: str) -> None:
         self._place = (digest, tensor)
 
-    def uniform(self, parent: int, numel: int, device: torch.device) -> torch.Tensor:
-        """Return (numel,) float32 in [0, 1) with 24 random bits each."""
-        key = _key(*self._place, parent)
-        out = torch.empty(numel, dtype=torch.float32, device=device)
-        for start in range(0, numel, _CHUNK):
-            stop = min(start + _CHUNK, numel)
-            counter = torch.arange(start, stop, dtype=torch.int64, device=device)
-            out[start:stop] = _logical_shift(_splitmix64(counter, key), 40).to(torch.float32) * 2.0**-24
+    def uniform(self, parent: int, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Fill ``out`` with numbers of 24 random bits each."""
+        page, at = divmod(start, _PAGE)
+        here = min(out.numel(), _PAGE - at)
+        if here < out.numel():
+            self.uniform(parent, start + here, out[here:])
+        hashed = _hash(at, here, _keys([*self._place, parent, page]), out.device)
+        out[:here].copy_(_shift(hashed, 8)).mul_(RESOLUTION)
         return out
 
 
-def _key(digest: str, tensor: str, parent: int) -> int:
-    place = canonical_json([digest, tensor, parent]).encode()
-    return int.from_bytes(hashlib.sha256(place).digest()[:8], "little")
+def _keys(place: list[str | int]) -> tuple[int, int]:
+    """Return two 32-bit keys."""
+    digest = hashlib.sha256(canonical_json(place).encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def _splitmix64(counter: torch.Tensor, key: int) -> torch.Tensor:
-    x = counter.add_(1).mul_(_signed(_GOLDEN)).add_(_signed(key))
-    x = (x ^ _logical_shift(x, 30)).mul_(_signed(_MIX_1))
-    x = (x ^ _logical_shift(x, 27)).mul_(_signed(_MIX_2))
-    return x ^ _logical_shift(x, 31)
+def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Return (count,) int32, 32 random bits for each index from ``start`` on."""
+    x = torch.arange(count, dtype=torch.int32, device=device).add_(_signed(start + keys[0]))
+    for number, (bits, factor) in enumerate(_ROUNDS):
+        x.bitwise_xor_(_shift(x, bits)).mul_(_signed(factor))
+        if number == 0:
+            x.add_(_signed(keys[1]))
+    return x.bitwise_xor_(_shift(x, _LAST_SHIFT))
 
 
-def _logical_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right without the sign."""
+    return torch.bitwise_right_shift(x, bits).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+    """Return the int32 with the same lowest 32 bits."""
+    return ((value + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)

@@ -50,6 +50,7 @@ class Merge:
         parents: 1 to 64 recipes; their order matters to the method.
         params: hyperparameters of the method; numbers become floats, lists become tuples, mappings ``Varied``.
         base: the model that deltas are taken against, for methods that work on deltas; else None.
+        seed: what random masks follow from, if that is not the digest; part of the digest.
 
     Raises:
         RecipeError: for too many or no parents, a depth over 256, or a parameter that is no ``ParamValue``.
@@ -59,6 +60,7 @@ class Merge:
     parents: tuple["Recipe", ...]
     params: Mapping[str, ParamValue] = field(default_factory=dict)
     base: Founder | None = None
+    seed: str | None = None
     digest: str = field(init=False)
     depth: int = field(init=False)
 
@@ -92,7 +94,7 @@ Recipe = Founder | Merge
 def _node(merge: Merge, parents: Sequence[str | int], base: str | int | None) -> dict[str, Any]:
     """Describe one merge as JSON, its parents and base by digest or by index."""
     node = {"method": merge.method, "parents": list(parents), "params": as_json(merge.params)}
-    return node if base is None else node | {"base": base}
+    return node | ({} if base is None else {"base": base}) | ({} if merge.seed is None else {"seed": merge.seed})
 
 
 def topological(recipes: Iterable[Recipe]) -> list[Recipe]:
@@ -123,7 +125,7 @@ def _needs(recipe: Recipe) -> tuple[Recipe, ...]:
 def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
     """Serialise a recipe as a topologically ordered list of nodes; the last one is the recipe itself.
 
-    Founders become ``{"founder": digest, "name": name}``, merges ``{"method", "parents", "params"[, "base"]}`` where
+    Founders become ``{"founder": digest, "name": name}``, merges ``{"method", "parents", "params"[, "base"][, "seed"]}`` where
     parents and base are indices of earlier nodes.
 
     Raises:
@@ -167,14 +169,16 @@ def _read_node(node: Mapping[str, Any], made: Sequence[Recipe]) -> Recipe:
         if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise RecipeError(f"A founder's digest must be 64 hex digits, not {digest!r:.80}.")
         return Founder(digest, str(node.get("name", "")))
-    if unknown := set(node) - {"method", "parents", "params", "base"}:
+    if unknown := set(node) - {"method", "parents", "params", "base", "seed"}:
         raise RecipeError(f"A node of the recipe has unknown keys: {', '.join(sorted(map(str, unknown)))}.")
-    if not isinstance(node["method"], str) or not isinstance(node["params"], dict):
-        raise RecipeError("A merge in a recipe needs a method (a word) and params (a mapping).")
+    if not all(isinstance(word, str) for word in (node["method"], node.get("seed", ""))) or not isinstance(
+        node["params"], dict
+    ):
+        raise RecipeError("A merge in a recipe needs a method (a word) and params (a mapping); a seed must be a word.")
     base = _earlier(node["base"], made) if "base" in node else None
     if base is not None and not isinstance(base, Founder):
         raise RecipeError("The base of a merge must be a founder.")
-    return Merge(node["method"], tuple(_earlier(i, made) for i in node["parents"]), node["params"], base)
+    return Merge(node["method"], tuple(_earlier(i, made) for i in node["parents"]), node["params"], base, node.get("seed"))
 
 
 def _earlier(index: Any, made: Sequence[Recipe]) -> Recipe:

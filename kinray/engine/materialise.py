@@ -5,40 +5,70 @@ unrounded; only the tensor at hand and the parents it needs are in memory. The c
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kinray.checkpoints.models import Models
 from kinray.core.algebra import Products, is_linear, linear_rows
 from kinray.core.layers import depths
 from kinray.core.masks import HashedMasks
-from kinray.core.methods import method_named
+from kinray.core.methods import method_named, write_blocks
+from kinray.core.methods.blocks import Operands, weighted_sum
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
-from kinray.engine.gram import gram_pass, tensor_statistics
+from kinray.engine.gram import tensor_statistics
 from kinray.errors import RecipeError
 
-_BLOCK = 1 << 18
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be computed for a model, the same for every tensor.
+
+    Args:
+        nodes: the model, and the ancestors that no collapse makes needless, parents first.
+        linear: those of them that are weighted sums of founders.
+        rows: (T, M) coefficients of their δ on [θ0, δ1 … δN] by digest; empty where they follow from each tensor's angles.
+    """
+
+    nodes: tuple[Recipe, ...]
+    linear: frozenset[str]
+    rows: Mapping[str, Float64]
+
+    @property
+    def buffers(self) -> int:
+        """Float32 copies of a whole tensor that computing one takes at most, the child apart."""
+        merges = [node for node in self.nodes if isinstance(node, Merge) and node.digest not in self.linear]
+        return len(self.nodes) - 1 + max((method_named(merge.method).buffers for merge in merges), default=0)
 
 
 class Materialiser:
     """Computes children's tensors from mapped founders.
 
-    Not thread-safe. Same recipe, same bits, wherever it runs on one type of device.
+    Same recipe, same bits, wherever it runs on one type of device. ``tensor`` may be called from several threads.
 
     Args:
         models: the base and the founders.
-        statistics: their Gram matrices, which the angle of slerp follows from; computed when first needed if not given.
+        statistics: their Gram matrices, which the angle of slerp follows from; measured tensor by tensor if not given.
         device: where to compute.
+        tensor_depths: how deep each tensor lies, 0 to 1, where it does not follow from the names of the models' tensors.
     """
 
-    def __init__(self, models: Models, statistics: Statistics | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        models: Models,
+        statistics: Statistics | None = None,
+        device: str = "cpu",
+        tensor_depths: Mapping[str, float] | None = None,
+    ) -> None:
         self.models = models
         self.device = torch.device(device)
         self.statistics = statistics
         self._index = {digest: number for number, digest in enumerate(models.digests)}
-        self._depths = depths(models.names)
+        self._place = {name: number for number, name in enumerate(models.names)}
+        self._depths = depths(models.names) if tensor_depths is None else tensor_depths
 
     def tensors(
         self, recipe: Recipe, dtype: torch.dtype, names: Sequence[str] | None = None
@@ -46,13 +76,55 @@ class Materialiser:
         """Yield name and contents of each tensor of a model, in ``dtype`` on the device.
 
         Raises:
+            RecipeError: as ``plan``.
+        """
+        plan = self.plan(recipe)
+        for name in self.models.names if names is None else names:
+            yield name, self.tensor(plan, name, dtype)
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """Check a recipe and say what must be computed.
+
+        Raises:
             RecipeError: when the recipe needs a founder that is not among the models, takes deltas against another base,
                 or has parameters that a method does not take.
         """
-        plan = self._plan(recipe)
-        rows = {node.digest: self._collapse(node) for node in plan if isinstance(node, Merge) and is_linear(node)}
-        for name in self.models.names if names is None else names:
-            yield name, self._run(plan, rows, name).to(dtype)
+        order = topological([recipe])
+        for node in order:
+            self._check(node)
+        needed = {recipe.digest}
+        stack = [recipe]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Merge) and not is_linear(node):
+                stack.extend(parent for parent in node.parents if parent.digest not in needed)
+                needed.update(parent.digest for parent in node.parents)
+        nodes = tuple(node for node in order if node.digest in needed)
+        linear = {node.digest: node for node in nodes if isinstance(node, Merge) and is_linear(node)}
+        if self.statistics is None and _turns(linear.values()):
+            return Plan(nodes, frozenset(linear), {})
+        rows = {digest: self._rows(node, self.models.names, self._gram()) for digest, node in linear.items()}
+        return Plan(nodes, frozenset(linear), rows)
+
+    def tensor(self, plan: Plan, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Compute one tensor of a model, in ``dtype`` on the device."""
+        rows = {digest: row_TM[self._place[name]] for digest, row_TM in plan.rows.items()}
+        if len(rows) < len(plan.linear):
+            gram_MM = tensor_statistics([self._load(digest, name) for digest in self.models.digests])[2]
+            rows = {
+                node.digest: self._rows(node, [name], gram_MM[None])[0] for node in plan.nodes if node.digest in plan.linear
+            }
+        merges = [node for node in plan.nodes if isinstance(node, Merge) and node.digest not in rows]
+        uses = Counter(parent.digest for merge in merges for parent in merge.parents)
+        made: dict[str, torch.Tensor] = {}
+        for node in plan.nodes:
+            made[node.digest] = self._compute(node, rows, name, made, dtype if node is plan.nodes[-1] else None)
+            if isinstance(node, Merge) and node.digest not in rows:
+                for parent in node.parents:
+                    uses[parent.digest] -= 1
+                    if not uses[parent.digest]:
+                        made.pop(parent.digest, None)
+        return made[plan.nodes[-1].digest]
 
     def products(self, recipe: Recipe, names: Sequence[str]) -> Products:
         """Measure a child's products with the base and the founders over the named tensors.
@@ -65,8 +137,6 @@ class Materialiser:
             _, sums, gram = tensor_statistics([*(self._load(digest, name) for digest in self.models.digests), child])
             dots.append(gram[-1, :-1])
             total, square = total + float(sums[-1]), square + float(gram[-1, -1])
-        import numpy as np
-
         return Products(total, square, np.stack(dots))
 
     def dot(self, a: Recipe, b: Recipe, names: Sequence[str]) -> float:
@@ -80,85 +150,62 @@ class Materialiser:
 
     # -- what to compute
 
-    def _plan(self, recipe: Recipe) -> list[Recipe]:
-        """List what must be computed, parents first: the recipe, and the ancestors that no collapse makes needless."""
-        for node in topological([recipe]):
-            if isinstance(node, Founder) and node.digest not in self._index:
+    def _check(self, node: Recipe) -> None:
+        if isinstance(node, Founder):
+            if node.digest not in self._index:
                 raise RecipeError(f"The recipe needs founder '{node.name}' ({node.digest[:12]}), which is not given.")
-            if isinstance(node, Merge) and node.base is not None and self._index[node.base.digest] != 0:
-                raise RecipeError(
-                    f"A '{node.method}' of the recipe takes deltas against '{node.base.name}' ({node.base.digest[:12]}), "
-                    f"but the base is '{self.models.base.name}'."
-                )
-            if isinstance(node, Merge):  # errors come before any work
-                method_named(node.method).per_tensor(node.params, len(node.parents), self._depths)
-        needed: dict[str, Recipe] = {}
-        stack = [recipe]
-        while stack:
-            node = stack.pop()
-            if node.digest not in needed:
-                needed[node.digest] = node
-                if isinstance(node, Merge) and not is_linear(node):
-                    stack.extend(node.parents)
-        return [node for node in topological([recipe]) if node.digest in needed]
+            return
+        if node.base is not None and self._index.get(node.base.digest) != 0:
+            raise RecipeError(
+                f"A '{node.method}' of the recipe takes deltas against '{node.base.name}' ({node.base.digest[:12]}), "
+                f"but the base is '{self.models.base.name}'."
+            )
+        method_named(node.method).per_tensor(node.params, len(node.parents), self._depths)
 
-    def _collapse(self, recipe: Merge) -> Float64:
-        """Return (T, M) coefficients of the child's δ on [θ0, δ1 … δN], over all names."""
-        import numpy as np
+    def _gram(self) -> Float64:
+        """Return the (T, M, M) products of all tensors, or as many NaN where no angle is asked for."""
+        if self.statistics is not None:
+            return self.statistics.take(self.models.names).gram_TMM
+        return np.full((len(self.models.names), len(self.models.digests), len(self.models.digests)), np.nan)
 
-        turns = any(isinstance(n, Merge) and method_named(n.method).needs_gram for n in topological([recipe]))
-        if turns and self.statistics is None:
-            self.statistics = gram_pass(self.models, self.models.names)
-        size = len(self.models.digests)
-        if self.statistics is None:
-            gram = np.full((len(self.models.names), size, size), np.nan)
-        else:
-            gram = self.statistics.take(self.models.names).gram_TMM
-        return linear_rows(recipe, self._depths, gram, self._index, {})[recipe.digest]
+    def _rows(self, node: Recipe, names: Sequence[str], gram_TMM: Float64) -> Float64:
+        """Return (T, M) coefficients of a linear-family model's δ on [θ0, δ1 … δN] for T names."""
+        return linear_rows(node, {name: self._depths[name] for name in names}, gram_TMM, self._index, {})[node.digest]
 
     # -- one tensor
 
-    def _run(self, plan: Sequence[Recipe], rows: Mapping[str, Float64], name: str) -> torch.Tensor:
-        uses = Counter(parent.digest for node in plan if node.digest not in rows for parent in getattr(node, "parents", ()))
-        made: dict[str, torch.Tensor] = {}
-        for node in plan:
-            made[node.digest] = self._compute(node, rows, name, made)
-            if isinstance(node, Merge) and node.digest not in rows:
-                for parent in node.parents:
-                    uses[parent.digest] -= 1
-                    if not uses[parent.digest]:
-                        made.pop(parent.digest, None)
-        return made[plan[-1].digest]
-
-    def _compute(self, node: Recipe, rows: Mapping[str, Float64], name: str, made: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _compute(
+        self,
+        node: Recipe,
+        rows: Mapping[str, Float64],
+        name: str,
+        made: Mapping[str, torch.Tensor],
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """Compute a model's tensor; what another is made of, so without a ``dtype``, stays as it is stored or unrounded."""
         if isinstance(node, Founder):
-            return self._load(node.digest, name)
-        if node.digest in rows:
-            return self._weighted_sum(rows[node.digest][self.models.names.index(name)], name)
-        method = method_named(node.method)
-        against_base = method.against_base(node.base is not None)
-        base = self._load(self.models.digests[0], name).float() if against_base else None
-        parents = [made[parent.digest].float() for parent in node.parents]
-        params = method.at(node.params, name, self._depths[name])
-        return method.merge(base, parents, params, HashedMasks(node.digest, name))
-
-    def _weighted_sum(self, row_m: Float64, name: str) -> torch.Tensor:
-        """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ in float32, block by block."""
+            weights = self._load(node.digest, name)
+            return weights if dtype is None else weights.to(dtype)
         base = self._load(self.models.digests[0], name)
-        terms = [
-            (float(weight), self._load(digest, name).reshape(-1))
-            for weight, digest in zip(row_m[1:], self.models.digests[1:], strict=True)
-            if weight
-        ]
-        flat, scale = base.reshape(-1), 1.0 + float(row_m[0])
-        out = torch.empty(flat.numel(), dtype=torch.float32, device=self.device)
-        step = _BLOCK if self.device.type == "cpu" else max(1, flat.numel())
-        for start in range(0, flat.numel(), step):
-            at = slice(start, start + step)
-            theta = flat[at].float()
-            block = out[at].copy_(theta)
-            if scale != 1.0:
-                block.mul_(scale)
-            for weight, term in terms:
-                block.add_(term[at].float().sub_(theta) if term.dtype != torch.float32 else term[at] - theta, alpha=weight)
-        return out.reshape(base.shape)
+        out = torch.empty(base.shape, dtype=dtype or torch.float32, device=self.device)
+        if node.digest in rows:
+            return self._weighted_sum(rows[node.digest], name, out)
+        method = method_named(node.method)
+        parents = [made[parent.digest] for parent in node.parents]
+        against = base if method.against_base(node.base is not None) else None
+        masks = HashedMasks(node.seed or node.digest, name)
+        return method.merge(against, parents, method.at(node.params, name, self._depths[name]), masks, out)
+
+    def _weighted_sum(self, row_M: Float64, name: str, out: torch.Tensor) -> torch.Tensor:
+        """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ."""
+        used = [number for number in range(1, len(row_M)) if row_M[number]]
+        founders = [self._load(self.models.digests[number], name) for number in used]
+        base = self._load(self.models.digests[0], name)
+        operands = Operands(base, founders or [base])
+        weights = [float(row_M[number]) for number in used] or [0.0]
+        return write_blocks(out, weighted_sum(operands, 1.0 + float(row_M[0]), weights))
+
+
+def _turns(models: Iterable[Recipe]) -> bool:
+    """Tell whether weights of one of the merges follow from its parents' angles."""
+    return any(isinstance(node, Merge) and method_named(node.method).needs_gram for node in topological(models))

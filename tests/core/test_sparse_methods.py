@@ -9,14 +9,39 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from kinray.core.masks import HashedMasks
-from kinray.core.methods import METHODS, method_named
+from kinray.core.methods import METHODS, blocks, method_named, selection
+from kinray.core.methods.blocks import Operands
 from kinray.core.methods.consensus import elect_and_add
-from kinray.core.methods.selection import drop_at_random, drop_by_rank, drop_extremes, keep_largest
 from kinray.core.recipe import ParamValue
 from kinray.core.statistics import Float64
 from kinray.errors import RecipeError
 
 MASKS = HashedMasks("d" * 64, "mlp.weight")
+
+
+def apply(rule: str, delta: Tensor, *args: object, **named: object) -> Tensor:
+    """Apply a rule of selection to a whole delta, in the blocks that it comes in."""
+    operands = Operands(None, [delta])
+    keep = getattr(selection, rule)(operands, *args, **named)
+    rows = [keep(operands.delta(0, at), at).clone() for at in operands.blocks(whole=operands.width)]
+    return torch.cat(rows).reshape(delta.shape)
+
+
+def keep_largest(delta: Tensor, density: float) -> Tensor:
+    return apply("keep_largest", delta, 0, density)
+
+
+def drop_extremes(delta: Tensor, density: float, gamma: float) -> Tensor:
+    return apply("drop_extremes", delta, 0, density, gamma)
+
+
+def drop_at_random(delta: Tensor, density: float, masks: HashedMasks, *, rescale: bool) -> Tensor:
+    return apply("drop_at_random", delta, density, 0, masks, rescale=rescale)
+
+
+def drop_by_rank(delta: Tensor, density: float, epsilon: float, masks: HashedMasks, *, rescale: bool) -> Tensor:
+    return apply("drop_by_rank", delta, density, epsilon, 0, masks, rescale=rescale)
+
 
 small = hnp.arrays(np.float32, st.integers(1, 30), elements=st.integers(-5, 5).map(float))
 densities = st.floats(0, 1)
@@ -106,7 +131,7 @@ def test_elect_and_add_is_the_formula_in_numpy(deltas: Float64, normalize: bool)
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_the_share_that_is_asked_for(density: float) -> None:
-    kept = drop_at_random(torch.ones(100_000), density, 0, MASKS, rescale=False).mean()
+    kept = drop_at_random(torch.ones(100_000), density, MASKS, rescale=False).mean()
 
     five_errors = 5 * np.sqrt(density * (1 - density) / 100_000)
     assert float(kept) == pytest.approx(density, abs=five_errors)
@@ -117,7 +142,7 @@ def test_expectation_of_a_rescaled_delta_is_the_delta(density: float) -> None:
     delta = torch.randn(64, generator=torch.Generator().manual_seed(1))
     children = 4000
 
-    draws = [drop_at_random(delta, density, 0, HashedMasks(str(n), "t"), rescale=True) for n in range(children)]
+    draws = [drop_at_random(delta, density, HashedMasks(str(n), "t"), rescale=True) for n in range(children)]
 
     errors = delta.abs() * np.sqrt((1 - density) / density / children)
     assert ((torch.stack(draws).mean(0) - delta).abs() < 5 * errors).all()
@@ -126,8 +151,8 @@ def test_expectation_of_a_rescaled_delta_is_the_delta(density: float) -> None:
 def test_dare_scales_what_it_keeps_or_leaves_it() -> None:
     delta = torch.randn(1000, generator=torch.Generator().manual_seed(2))
 
-    plain = drop_at_random(delta, 0.25, 0, MASKS, rescale=False)
-    scaled = drop_at_random(delta, 0.25, 0, MASKS, rescale=True)
+    plain = drop_at_random(delta, 0.25, MASKS, rescale=False)
+    scaled = drop_at_random(delta, 0.25, MASKS, rescale=True)
 
     assert torch.equal(plain[plain != 0], delta[plain != 0])
     assert torch.equal(scaled, plain * 4)
@@ -209,7 +234,7 @@ def test_breadcrumbs_of_a_tensor_too_small_for_gamma_is_not_the_base(name: str) 
 
 
 def della(delta: Tensor, children: int, *, rescale: bool) -> Tensor:
-    draws = [drop_by_rank(delta, 0.5, 0.3, 0, HashedMasks(str(n), "t"), rescale=rescale) for n in range(children)]
+    draws = [drop_by_rank(delta, 0.5, 0.3, HashedMasks(str(n), "t"), rescale=rescale) for n in range(children)]
     return torch.stack(draws)
 
 
@@ -225,9 +250,9 @@ def test_della_keeps_by_rank_in_the_row() -> None:
 def test_della_ranks_equal_magnitudes_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
     delta = torch.randint(-4, 5, (9, 13), generator=torch.Generator().manual_seed(2)).float()
     ranks = np.argsort(np.argsort(delta.abs().numpy(), axis=1, kind="stable"), axis=1)
-    monkeypatch.setattr("kinray.core.methods.selection._BLOCK", 3 * 13)
+    monkeypatch.setitem(blocks._BLOCK, "cpu", 3 * 13)
 
-    scaled = drop_by_rank(delta, 0.5, 0.4, 0, MASKS, rescale=True).numpy()
+    scaled = drop_by_rank(delta, 0.5, 0.4, MASKS, rescale=True).numpy()
 
     some = scaled != 0
     np.testing.assert_allclose((delta.numpy() / np.where(some, scaled, 1))[some], (0.1 + 0.8 * ranks / 12)[some], rtol=1e-5)
@@ -242,7 +267,7 @@ def test_expectation_of_a_rescaled_della_is_the_delta() -> None:
 
 
 def test_della_of_rows_of_one_element_keeps_with_the_density() -> None:
-    kept = drop_by_rank(torch.ones(20_000, 1), 0.3, 0.2, 0, MASKS, rescale=False).mean()
+    kept = drop_by_rank(torch.ones(20_000, 1), 0.3, 0.2, MASKS, rescale=False).mean()
 
     assert float(kept) == pytest.approx(0.3, abs=0.02)
 
@@ -263,11 +288,11 @@ def test_della_refuses_probabilities_outside_of_zero_to_one(density: float) -> N
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
-def test_masks_do_not_depend_on_how_they_are_chunked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(5)
     base, a, b = (torch.randn(20, 30, generator=generator) for _ in range(3))
     whole = METHODS[name].merge(base, [a, b], {"density": 0.4}, MASKS)
 
-    for chunk in (1, 7, 256):
-        monkeypatch.setattr("kinray.core.masks._CHUNK", chunk)
+    for length in (1, 7, 256):
+        monkeypatch.setitem(blocks._BLOCK, "cpu", length)
         assert torch.equal(METHODS[name].merge(base, [a, b], {"density": 0.4}, MASKS), whole)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from kinray.checkpoints.models import Models
 from kinray.core.algebra import KinshipMap
-from kinray.core.methods import METHODS
+from kinray.core.methods import METHODS, blocks
 from kinray.core.parameters import Varied
 from kinray.core.recipe import Founder, Merge, Recipe
-from kinray.engine import materialise
 from kinray.engine.gram import gram_pass
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RecipeError
@@ -168,10 +167,10 @@ def test_only_the_tensors_at_hand_are_in_memory(models: Models, monkeypatch: pyt
     most = 0
     compute = Materialiser._compute
 
-    def counted(self: Materialiser, node: Recipe, rows: object, name: str, made: dict[str, Tensor]) -> Tensor:
+    def counted(self: Materialiser, node: Recipe, rows: object, name: str, made: dict[str, Tensor], dtype: object) -> Tensor:
         nonlocal most
         most = max(most, len(made))
-        return compute(self, node, rows, name, made)  # type: ignore[arg-type]
+        return compute(self, node, rows, name, made, dtype)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Materialiser, "_compute", counted)
     list(Materialiser(models).tensors(recipe, torch.float32))
@@ -182,7 +181,7 @@ def test_only_the_tensors_at_hand_are_in_memory(models: Models, monkeypatch: pyt
 def test_blocks_of_the_weighted_sum_do_not_show(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = merge("linear", *founders(models)[1:])
     whole = dict(Materialiser(models).tensors(recipe, torch.float32))
-    monkeypatch.setattr(materialise, "_BLOCK", 7)
+    monkeypatch.setitem(blocks._BLOCK, "cpu", 7)
 
     parts = dict(Materialiser(models).tensors(recipe, torch.float32))
 
@@ -282,4 +281,4 @@ def test_parameters_that_do_not_fit_are_refused_before_any_work(models: Models) 
     child = merge("della", f1, f2, base=base, density=Varied((("scale", (0.1,)), ("", (0.5,)))))
 
     with pytest.raises(RecipeError, match="lower epsilon"):
-        Materialiser(models)._plan(child)
+        Materialiser(models).plan(child)

@@ -1,4 +1,7 @@
-"""How deltas are added: all of them, or those that agree on a sign."""
+"""How deltas are added in a block: all of them, or those that agree on a sign. Rows are written into.
+
+Signs are numbers, 1 or −1, since arithmetic on floats runs at the speed of the cache and masks of truth values do not.
+"""
 
 from collections.abc import Sequence
 
@@ -7,41 +10,45 @@ import torch
 _SMALLEST_SHARE = 1e-8
 
 
-def add_all(deltas: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
+def add_all(rows: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
     """Add weighted deltas; with ``normalize`` divide by the sum of the weights, unless that is zero."""
-    total = torch.zeros_like(deltas[0])
-    for delta, weight in zip(deltas, weights, strict=True):
-        total.add_(delta, alpha=weight)
+    total = torch.zeros_like(rows[0])
+    for row, weight in zip(rows, weights, strict=True):
+        total.add_(row, alpha=weight)
     share = sum(weights)
     return total.div_(share) if normalize and abs(share) >= _SMALLEST_SHARE else total
 
 
-def elect_and_add(deltas: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
+def elect_and_add(rows: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
     """Add weighted deltas where they agree with the sign of their sum (TIES, section 3.1: elect, disjoint merge).
 
     With ``normalize`` an element is divided by the weights of those that agreed on it, so a delta that was dropped
     there does not dilute the others.
     """
-    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
+    weighted = [row.mul_(weight) for row, weight in zip(rows, weights, strict=True)]
     return add_agreeing(weighted, weights, elect(weighted), normalize=normalize)
 
 
-def elect(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tell for each element whether the deltas add up to zero or more."""
-    total = torch.zeros_like(deltas[0])
-    for delta in deltas:
-        total += delta
-    return total >= 0
+def elect(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return for each element 1 where the deltas add up to zero or more, else −1."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total.add_(row)
+    return torch.copysign(torch.ones((), device=total.device), total.add_(0.0))  # adding zero makes −0 a zero
 
 
 def add_agreeing(
-    weighted: Sequence[torch.Tensor], weights: Sequence[float], positive: torch.Tensor, *, normalize: bool
+    rows: Sequence[torch.Tensor], weights: Sequence[float], signs: torch.Tensor, *, normalize: bool
 ) -> torch.Tensor:
     """Add terms, already multiplied by their weights, where they are not zero and have the elected sign."""
-    total = torch.zeros_like(weighted[0])
-    share = torch.zeros_like(weighted[0])
-    for term, weight in zip(weighted, weights, strict=True):
-        agrees = (term != 0) & ((term > 0) == positive)
-        total += torch.where(agrees, term, 0.0)
-        share += agrees * weight
-    return total / torch.where(share.abs() < _SMALLEST_SHARE, 1.0, share) if normalize else total
+    total, share = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+    for row, weight in zip(rows, weights, strict=True):
+        total.add_(row.mul_(signs).relu_())
+        if normalize:
+            share.add_(row.clamp_(max=1.0).ceil_(), alpha=weight)  # 1 where it agrees
+    total.mul_(signs)
+    if not normalize:
+        return total
+    if all(weight >= _SMALLEST_SHARE for weight in weights):  # where no delta agreed this is 0 divided by something
+        return total.div_(share.clamp_(min=_SMALLEST_SHARE))
+    return total.div_(torch.where(share.abs() < _SMALLEST_SHARE, 1.0, share))

@@ -1,13 +1,15 @@
 """What a merge method is: its function, how many parents it takes, and the one declaration of its hyperparameters."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kinray.core.masks import MaskSource
+from kinray.core.methods.blocks import Operands, weighted_sum
 from kinray.core.parameters import ParamValue, Varied, is_finite_number
 from kinray.core.recipe import MAX_PARENTS
 from kinray.core.statistics import Float64
@@ -69,35 +71,36 @@ Weights = Callable[[Params, int, Float64], tuple[float, ...]]
 The vectors that the Gram matrix is of, and that are summed, are the parents' δ where the base enters, else their θ.
 """
 
-MergeTensors = Callable[[torch.Tensor, Sequence[torch.Tensor], Params, MaskSource], torch.Tensor]
-"""(base, parents, params, masks) -> child, all float32 of one shape; a base that is left out is a scalar zero."""
+MergeBlocks = Callable[[Operands, Params, MaskSource], Iterator[torch.Tensor]]
+"""(operands, params, masks) -> the child's elements in flat order, block by block, float32; a block holds until the next."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method; ``weights`` or ``tensors`` says how it is computed, or either of them as ``linear_when`` decides.
+    """A merge method; ``weights`` or ``blocks`` says how it is computed, or either of them as ``linear_when`` decides.
 
     Args:
         name: as mergekit calls it.
         parameters: its hyperparameters.
         source: the paper, for a person.
         weights: for the linear family, the coefficients per tensor; then kinship of children is algebra.
-        tensors: for all others, the child's tensor.
+        blocks: for all others, the child's elements.
         uses_base: whether θ0 enters, so that the base belongs to the recipe.
         optional_base: whether θ0 enters if the recipe names a base, and not otherwise.
         first_is_base: whether the first parent has the part of the base; mergekit's recipes call it base_model.
         needs_gram: whether ``weights`` looks at the parents' dot products.
-        linear_when: for a method with both ``weights`` and ``tensors``, the parameters with which it is a weighted sum;
+        linear_when: for a method with both ``weights`` and ``blocks``, the parameters with which it is a weighted sum;
             not with a switch that varies.
         check: raises RecipeError for resolved plain parameters that do not go together.
         min_parents, max_parents: how many models it merges, the base apart.
+        buffers: float32 copies of a whole tensor that it holds while it works, the child apart.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
     source: str
     weights: Weights | None = None
-    tensors: MergeTensors | None = None
+    blocks: MergeBlocks | None = None
     uses_base: bool = False
     optional_base: bool = False
     first_is_base: bool = False
@@ -106,10 +109,11 @@ class Method:
     check: Callable[[Params], None] | None = None
     min_parents: int = 1
     max_parents: int = MAX_PARENTS
+    buffers: int = 0
 
     def __post_init__(self) -> None:
-        assert self.weights or self.tensors, self.name
-        assert (self.linear_when is not None) == (self.weights is not None and self.tensors is not None), self.name
+        assert self.weights or self.blocks, self.name
+        assert (self.linear_when is not None) == (self.weights is not None and self.blocks is not None), self.name
 
     def parameter(self, name: str) -> Parameter:
         """Return the declaration of one hyperparameter, or raise RecipeError with a suggestion."""
@@ -206,58 +210,56 @@ class Method:
         return (one,) * parents if parameter.per_model else one
 
     def merge(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        params: Params,
+        masks: MaskSource,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Merge one tensor.
+        """Merge one tensor, in float32 whatever the models are stored in.
 
         Args:
-            base: θ0, float32; looked at only by methods that use the base, and None where one is optional and not given.
-            parents: float32 tensors of its shape.
+            base: θ0; looked at only by methods that use the base, and None where one is optional and not given.
+            parents: tensors of its shape, of any floating dtypes.
             params: plain hyperparameters, resolved or not.
             masks: random numbers for this child and tensor.
+            out: contiguous tensor to write the child into, cast once if need be; by default a new one in float32.
 
         Returns:
-            float32 tensor of the same shape, a new one.
+            ``out``.
         """
         resolved = self.resolve(params, len(parents))
         against = base if self.against_base(base is not None) else None
-        if not self.is_linear(resolved):
-            assert self.tensors is not None
-            return self.tensors(parents[0].new_zeros(()) if against is None else against, parents, resolved, masks)
-        if self.needs_gram:
-            gram = gram_of(parents if against is None else [parent - against for parent in parents])
-        else:
-            gram = _no_gram(len(parents))
-        form = self.form(resolved, gram, against_base=against is not None)
-        return combine(parents[0] if against is None else against, parents, form)
+        if out is None:
+            out = torch.empty(parents[0].shape, dtype=torch.float32, device=parents[0].device)
+        return write_blocks(out, self._blocks(against, parents, resolved, masks))
+
+    def _blocks(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
+    ) -> Iterator[torch.Tensor]:
+        operands = Operands(base, parents)
+        if not self.is_linear(params):
+            assert self.blocks is not None
+            return self.blocks(operands, params, masks)
+        gram = operands.gram() if self.needs_gram else np.full((len(parents), len(parents)), math.nan)
+        form = self.form(params, gram, against_base=base is not None)
+        # Differences from a pivot leave equal parents unchanged to the last bit.
+        pivoted = operands if base is not None else Operands(parents[0], parents)
+        return weighted_sum(pivoted, form.base + sum(form.parents), form.parents)
+
+
+def write_blocks(out: torch.Tensor, blocks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Copy blocks, in their order, into a contiguous tensor of any floating dtype, and return it."""
+    flat, at = out.view(-1), 0
+    for block in blocks:
+        flat[at : at + block.numel()].copy_(block)
+        at += block.numel()
+    assert at == flat.numel(), (at, flat.numel())
+    return out
 
 
 def _varies(params: Params) -> bool:
     return any(
         isinstance(one, Varied) for value in params.values() for one in (value if isinstance(value, tuple) else (value,))
     )
-
-
-def gram_of(tensors: Sequence[torch.Tensor]) -> Float64:
-    """Compute the (P, P) float64 dot products of tensors of one shape, in blocks that stay in the cache."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
-    block = 1 << 16
-    for start in range(0, flat[0].numel(), block):
-        rows = torch.stack([row[start : start + block].double() for row in flat])
-        gram += rows @ rows.T
-    result: Float64 = gram.cpu().numpy()
-    return result
-
-
-def _no_gram(parents: int) -> Float64:
-    result: Float64 = torch.full((parents, parents), math.nan, dtype=torch.float64).numpy()
-    return result
-
-
-def combine(pivot: torch.Tensor, parents: Sequence[torch.Tensor], form: LinearForm) -> torch.Tensor:
-    """Compute ``form`` in float32 as pivot·Σ + Σ cᵢ(θᵢ − pivot), which leaves equal parents unchanged to the last bit."""
-    out = pivot * (form.base + sum(form.parents))
-    for weight, parent in zip(form.parents, parents, strict=True):
-        out.add_(parent - pivot, alpha=weight)
-    return out

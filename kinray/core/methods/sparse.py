@@ -4,15 +4,16 @@ Deltas are formed in float32, whatever the models are stored in: mergekit forms 
 loses most of a small delta.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from kinray.core.masks import MaskSource
+from kinray.core.methods.blocks import Operands
 from kinray.core.methods.consensus import add_all, elect_and_add
-from kinray.core.methods.declaration import MergeTensors, Method, Parameter, Params
+from kinray.core.methods.declaration import MergeBlocks, Method, Parameter, Params
 from kinray.core.methods.linear import LAMBDA, WEIGHT, number, numbers
-from kinray.core.methods.selection import drop_at_random, drop_by_rank, drop_extremes, keep_largest
+from kinray.core.methods.selection import Rule, drop_at_random, drop_by_rank, drop_extremes, keep_largest
 from kinray.errors import RecipeError
 
 DENSITY = Parameter("density", 1.0, "share of this model's delta that is kept", low=0.0, high=1.0, per_model=True)
@@ -26,36 +27,39 @@ DARE_PAPER = "Yu et al., Language models are super mario, arXiv 2311.03099"
 DELLA_PAPER = "Deep et al., DELLA-Merging, arXiv 2406.11617"
 BREADCRUMBS_PAPER = "Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795"
 
-Sparsify = Callable[[torch.Tensor, int, Params, MaskSource], torch.Tensor]
-"""(delta, number of its parent, params, masks) -> the delta with most elements zeroed; may return its argument."""
+Sparsify = Callable[[Operands, int, Params, MaskSource], Rule]
+"""(operands, number of a parent, params, masks) -> the rule that zeroes most of its delta."""
 
 Add = Callable[..., torch.Tensor]
 
 
-def _sparsify_and_add(sparsify: Sparsify, add: Add) -> MergeTensors:
-    def merge(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
-        deltas = [sparsify(parent - base, index, params, masks) for index, parent in enumerate(parents)]
-        merged = add(deltas, numbers(params["weight"]), normalize=bool(params["normalize"]))
-        return base + number(params["lambda"]) * merged
+def _sparsify_and_add(sparsify: Sparsify, add: Add) -> MergeBlocks:
+    def merge(operands: Operands, params: Params, masks: MaskSource) -> Iterator[torch.Tensor]:
+        rules = [sparsify(operands, parent, params, masks) for parent in range(len(operands))]
+        weights, scale = numbers(params["weight"]), number(params["lambda"])
+        for at in operands.blocks(whole=operands.width if sparsify is _ranked else 1):
+            rows = [rule(row, at) for rule, row in zip(rules, operands.deltas(at), strict=True)]
+            merged = add(rows, weights, normalize=bool(params["normalize"]))
+            yield merged.mul_(scale).add_(operands.base(at))
 
     return merge
 
 
-def _largest(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
-    return keep_largest(delta, numbers(params["density"])[parent])
+def _largest(operands: Operands, parent: int, params: Params, masks: MaskSource) -> Rule:
+    return keep_largest(operands, parent, numbers(params["density"])[parent])
 
 
-def _middle(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
-    return drop_extremes(delta, numbers(params["density"])[parent], numbers(params["gamma"])[parent])
+def _middle(operands: Operands, parent: int, params: Params, masks: MaskSource) -> Rule:
+    return drop_extremes(operands, parent, numbers(params["density"])[parent], numbers(params["gamma"])[parent])
 
 
-def _random(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
-    return drop_at_random(delta, numbers(params["density"])[parent], parent, masks, rescale=bool(params["rescale"]))
+def _random(operands: Operands, parent: int, params: Params, masks: MaskSource) -> Rule:
+    return drop_at_random(operands, numbers(params["density"])[parent], parent, masks, rescale=bool(params["rescale"]))
 
 
-def _ranked(delta: torch.Tensor, parent: int, params: Params, masks: MaskSource) -> torch.Tensor:
+def _ranked(operands: Operands, parent: int, params: Params, masks: MaskSource) -> Rule:
     density, epsilon = numbers(params["density"])[parent], numbers(params["epsilon"])[parent]
-    return drop_by_rank(delta, density, epsilon, parent, masks, rescale=bool(params["rescale"]))
+    return drop_by_rank(operands, density, epsilon, parent, masks, rescale=bool(params["rescale"]))
 
 
 def _probabilities(params: Params) -> None:
@@ -85,8 +89,9 @@ def _declare(
     """Declare a method; those with an election add deltas where they agree with the elected sign, as TIES does."""
     shared = (WEIGHT, DENSITY, LAMBDA, _normalize(normalize, elected=elected))
     source = f"{source}, with the sign election of TIES" if elected and sparsify is not _largest else source
-    tensors = _sparsify_and_add(sparsify, elect_and_add if elected else add_all)
-    return Method(name, (*shared, *own), source, tensors=tensors, uses_base=True, check=check)
+    blocks = _sparsify_and_add(sparsify, elect_and_add if elected else add_all)
+    sorts = int(sparsify in (_largest, _middle))
+    return Method(name, (*shared, *own), source, blocks=blocks, uses_base=True, check=check, buffers=sorts)
 
 
 TIES = _declare("ties", "Yadav et al., TIES-Merging, arXiv 2306.01708", _largest, elected=True, normalize=True)

@@ -7,13 +7,14 @@ Shape suffixes: P parents.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kinray.core.masks import MaskSource
+from kinray.core.methods.blocks import Operands
 from kinray.core.methods.declaration import Method, Parameter, Params
 from kinray.core.methods.linear import WEIGHT, number, numbers, shares
 from kinray.core.statistics import Float64
@@ -50,24 +51,37 @@ def _nuslerp(params: Params, parents: int, gram_PP: Float64) -> tuple[float, ...
     return (math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine)
 
 
-def _nuslerp_by_vector(base: torch.Tensor, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource) -> torch.Tensor:
+def _nuslerp_by_vector(operands: Operands, params: Params, masks: MaskSource) -> Iterator[torch.Tensor]:
     """Turn each vector along the last axis by itself, or with nuslerp_row_wise each along the first."""
-    t = _turn(params)
-    axis = 0 if params["nuslerp_row_wise"] and parents[0].dim() > 1 else -1
-    first, second = ((parent - base).reshape(parents[0].shape or (1,)) for parent in parents)
+    t, width = _turn(params), operands.width
+    by_column = bool(params["nuslerp_row_wise"]) and len(operands.shape) > 1
+    if by_column:
+        width = max(1, operands.numel // max(1, operands.shape[0]))
+        products = torch.zeros(3, 1, width, dtype=torch.float64, device=operands.device)
+        for at in operands.blocks(whole=width):
+            first, second = (row.view(-1, width) for row in operands.deltas(at))
+            products += _products(first, second, axis=0)
+    for at in operands.blocks(whole=width):
+        first, second = (row.view(-1, width) for row in operands.deltas(at))
+        share_of_first, share_of_second = _turned(products if by_column else _products(first, second, axis=1), t)
+        turned = first.mul_(share_of_first).add_(second.mul_(share_of_second))
+        yield turned.view(-1).add_(operands.base(at))
 
-    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = (a * b).sum(axis, keepdim=True, dtype=torch.float64)
-        return product
 
-    norms = dot(first, first).sqrt().clamp(min=1e-7) * dot(second, second).sqrt().clamp(min=1e-7)
-    angle = torch.acos((dot(first, second) / norms).clamp(-1.0, 1.0))
+def _products(first: torch.Tensor, second: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return the dot products first·first, second·second and first·second along an axis, float64, stacked."""
+    pairs = ((first, first), (second, second), (first, second))
+    return torch.stack([(a * b).sum(axis, keepdim=True, dtype=torch.float64) for a, b in pairs])
+
+
+def _turned(products: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the shares of two vectors in the one between them, float32, from their dot products."""
+    norms = products[0].sqrt().clamp(min=1e-7) * products[1].sqrt().clamp(min=1e-7)
+    angle = torch.acos((products[2] / norms).clamp(-1.0, 1.0))
     sine = torch.sin(angle)
     near = sine < _SMALLEST_VECTOR_SINE
-    shares_of_first = torch.where(near, 1.0 - t, torch.sin((1.0 - t) * angle) / sine)
-    shares_of_second = torch.where(near, t, torch.sin(t * angle) / sine)
-    turned = first * shares_of_first.float() + second * shares_of_second.float()
-    return turned.reshape(parents[0].shape) + base
+    of_first = torch.where(near, 1.0 - t, torch.sin((1.0 - t) * angle) / sine)
+    return of_first.float(), torch.where(near, t, torch.sin(t * angle) / sine).float()
 
 
 # -- multislerp
@@ -144,7 +158,7 @@ NUSLERP = Method(
     ),
     "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; on deltas where a base is given",
     weights=_nuslerp,
-    tensors=_nuslerp_by_vector,
+    blocks=_nuslerp_by_vector,
     optional_base=True,
     needs_gram=True,
     linear_when=lambda params: params["nuslerp_flatten"] is True,
