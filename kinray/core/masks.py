@@ -7,6 +7,7 @@ that two masks are not one sequence at different places. Its arithmetic is int32
 """
 
 import hashlib
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -17,6 +18,9 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shift and multiplier of each round."""
 
 _LAST_SHIFT = 14
+_CHUNK = 1 << 16
+"""Elements hashed at a time, so that the integers stay in the cache."""
+
 _PAGE = 1 << 32
 """Elements that 32 bits number; a larger tensor has a key for each page."""
 
@@ -49,8 +53,10 @@ class HashedMasks:
         here = min(out.numel(), _PAGE - at)
         if here < out.numel():
             self.uniform(parent, start + here, out[here:])
-        hashed = _hash(at, here, _keys([*self._place, parent, page]), out.device)
-        out[:here].copy_(_shift(hashed, 8)).mul_(RESOLUTION)
+        keys = _keys([*self._place, parent, page])
+        for first in range(0, here, _CHUNK):
+            part = out[first : min(first + _CHUNK, here)]
+            part.copy_(_hash(at + first, part.numel(), keys, out.device)).mul_(RESOLUTION)
         return out
 
 
@@ -61,18 +67,25 @@ def _keys(place: list[str | int]) -> tuple[int, int]:
 
 
 def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Return (count,) int32, 32 random bits for each index from ``start`` on."""
-    x = torch.arange(count, dtype=torch.int32, device=device).add_(_signed(start + keys[0]))
+    """Return (count,) int32, 24 random bits for each index from ``start`` on."""
+    x = _counter(device)[:count] + _signed(start + keys[0])
+    shifted = torch.empty_like(x)
+
+    def shift(bits: int) -> torch.Tensor:
+        torch.bitwise_right_shift(x, bits, out=shifted)
+        return shifted.bitwise_and_((1 << (32 - bits)) - 1)  # without the sign
+
     for number, (bits, factor) in enumerate(_ROUNDS):
-        x.bitwise_xor_(_shift(x, bits)).mul_(_signed(factor))
+        x.bitwise_xor_(shift(bits)).mul_(_signed(factor))
         if number == 0:
             x.add_(_signed(keys[1]))
-    return x.bitwise_xor_(_shift(x, _LAST_SHIFT))
+    x.bitwise_xor_(shift(_LAST_SHIFT))
+    return shift(8)
 
 
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right without the sign."""
-    return torch.bitwise_right_shift(x, bits).bitwise_and_((1 << (32 - bits)) - 1)
+@cache
+def _counter(device: torch.device) -> torch.Tensor:
+    return torch.arange(_CHUNK, dtype=torch.int32, device=device)
 
 
 def _signed(value: int) -> int:

@@ -124,8 +124,12 @@ def select_ranks(values: torch.Tensor, ranks: Sequence[int]) -> list[float]:
         values: (n,) float32, changed in place.
         ranks: ascending.
     """
-    if values.device.type == "cpu":
-        array = values.numpy()
-        array.partition(np.unique(ranks))
-        return [float(array[rank]) for rank in ranks]
-    return [float(torch.kthvalue(values, rank + 1).values) for rank in ranks]
+    if values.device.type != "cpu":
+        return [float(torch.kthvalue(values, rank + 1).values) for rank in ranks]
+    array, begin, found = values.numpy(), 0, []
+    for rank in ranks:  # one at a time: numpy selects several together by a slower way
+        if rank >= begin:
+            array[begin:].partition(rank - begin)
+            begin = rank + 1
+        found.append(float(array[rank]))
+    return found

@@ -31,10 +31,10 @@ def elect_and_add(rows: Sequence[torch.Tensor], weights: Sequence[float], *, nor
 
 def elect(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return for each element 1 where the deltas add up to zero or more, else −1."""
-    total = rows[0].clone()
-    for row in rows[1:]:
+    total = rows[0] + (rows[1] if len(rows) > 1 else 0.0)
+    for row in rows[2:]:
         total.add_(row)
-    return torch.copysign(torch.ones((), device=total.device), total.add_(0.0))  # adding zero makes −0 a zero
+    return torch.copysign(torch.ones((), device=total.device), total, out=total)
 
 
 def add_agreeing(

@@ -13,6 +13,9 @@ import torch
 from kinray.core.masks import RESOLUTION, MaskSource
 from kinray.core.methods.blocks import Operands, select_ranks
 
+_COUNTED = 1 << 20
+"""Elements that are counted at a time, so that truth values take little memory."""
+
 Rule = Callable[[torch.Tensor, slice], torch.Tensor]
 """(row of a delta, where it stands) -> the row with what is left out zeroed; the argument may be written into."""
 
@@ -80,11 +83,12 @@ def keep_middle(operands: Operands, fill: Callable[[slice], torch.Tensor], botto
     sizes = torch.empty(count, dtype=torch.float32, device=operands.device)
     for at in operands.blocks():
         torch.abs(fill(at), out=sizes[at])
+    if not top:
+        (low,) = select_ranks(sizes, [bottom])
+        return Above(low, 0, _count(sizes, low)[1] - bottom)
     low, high = select_ranks(sizes, [bottom, count - top - 1])
     below_low, to_low = _count(sizes, low)
     below_high, _ = _count(sizes, high)
-    if not top:
-        return Above(low, 0, to_low - bottom)
     # What is dropped at the top: all above, and of those equal to it all after the first few.
     largest = Above(high, count - top - max(bottom, below_high), math.inf)
     if not bottom:
@@ -103,10 +107,11 @@ def keep_middle(operands: Operands, fill: Callable[[slice], torch.Tensor], botto
 
 def _count(sizes: torch.Tensor, value: float) -> tuple[int, int]:
     """Count the numbers below a value, and those up to it."""
+    parts = torch.split(sizes, _COUNTED)
     if sizes.device.type == "cpu":
-        array = sizes.numpy()
-        return int(np.count_nonzero(array < value)), int(np.count_nonzero(array <= value))
-    return int(torch.count_nonzero(sizes < value)), int(torch.count_nonzero(sizes <= value))
+        arrays = [part.numpy() for part in parts]
+        return sum(np.count_nonzero(a < value) for a in arrays), sum(np.count_nonzero(a <= value) for a in arrays)
+    return sum(int((part < value).sum()) for part in parts), sum(int((part <= value).sum()) for part in parts)
 
 
 def keep_largest(operands: Operands, parent: int, density: float) -> Rule:
