@@ -9,7 +9,6 @@ Shape suffixes: P parents · B elements of a block.
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from kinray.core.statistics import Float64

@@ -110,7 +110,7 @@ def _count(sizes: torch.Tensor, value: float) -> tuple[int, int]:
     parts = torch.split(sizes, _COUNTED)
     if sizes.device.type == "cpu":
         arrays = [part.numpy() for part in parts]
-        return sum(np.count_nonzero(a < value) for a in arrays), sum(np.count_nonzero(a <= value) for a in arrays)
+        return sum(int(np.count_nonzero(a < value)) for a in arrays), sum(int(np.count_nonzero(a <= value)) for a in arrays)
     return sum(int((part < value).sum()) for part in parts), sum(int((part <= value).sum()) for part in parts)
 
 
