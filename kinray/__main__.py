@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "evolve": "search for a good merge",
     "kinship": "measure how alike models' weight changes are",
+    "merge": "merge models by a recipe in mergekit's syntax",
     "methods": "list the merge methods and their parameters",
 }
 

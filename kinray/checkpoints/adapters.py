@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_SAVED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
+_EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|embed_in)\.weight$")
 _UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
 
 
@@ -25,7 +27,7 @@ class AdaptedModel:
     Args:
         name: what errors call it.
         model: what the adapter is applied to.
-        factors: adapted tensor -> (A, B, whether of an embedding, scale).
+        factors: adapted tensor -> (A, B, whether the weight is the transpose of B·A, scale).
         saved: tensors that the adapter replaces whole (modules_to_save, and embeddings that it has factors for).
     """
 
@@ -53,9 +55,12 @@ class AdaptedModel:
         weight = self.adapter.load(self.saved[name]) if name in self.saved else self.model.load(name)
         if name not in self.factors:
             return weight
-        a_name, b_name, embedding, scale = self.factors[name]
-        change = self.adapter.load(b_name).float() @ self.adapter.load(a_name).float()
-        return weight.float() + scale * (change.T if embedding else change)
+        import torch
+
+        a_name, b_name, turned, scale = self.factors[name]
+        a, b = self.adapter.load(a_name).float(), self.adapter.load(b_name).float()
+        left, right = (a.T, b.T) if turned else (b, a)
+        return weight.to(torch.float32, copy=True).addmm_(left, right, alpha=scale)
 
 
 def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
@@ -70,8 +75,8 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise CheckpointError(f"Model '{name}': {folder} uses {what}. Merge it into its model with PEFT first.")
-    if config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
-        raise CheckpointError(f"Model '{name}': {folder} trains biases or transposed layers. Merge it with PEFT first.")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f"Model '{name}': {folder} trains biases. Merge it with PEFT first.")
     adapter = _adapter_file(folder, name)
     factors: dict[str, tuple[str, str, bool, float]] = {}
     saved: dict[str, str] = {}
@@ -79,11 +84,16 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
         bare = key.removeprefix(_PREFIX)
         match = _LORA.fullmatch(bare)
         if match is None:
-            saved[_target(bare.replace(".base_layer.", "."), model, folder, name)] = key
+            saved[_SAVED.sub(".", bare)] = key
         elif match[3] == "A":
             target = _target(f"{match[1]}.weight", model, folder, name)
             partner = key.replace(f"lora_{match[2] or ''}A", f"lora_{match[2] or ''}B")
-            factors[target] = (key, partner, bool(match[2]), _scale(config, match[1], adapter.tensors[key].shape))
+            turned = bool(match[2]) or bool(config.get("fan_in_fan_out"))
+            factors[target] = (key, partner, turned, _scale(config, match[1], adapter.tensors[key].shape))
+    if any(_EMBEDDING.search(tensor) for tensor in saved) and model.config.get("tie_word_embeddings") is True:
+        saved.pop("lm_head.weight", None)  # which PEFT saves too, though it is the embedding
+    for tensor in saved:
+        _target(tensor, model, folder, name)
     adapted = AdaptedModel(name, model, adapter, factors, saved)
     tensors = adapted.tensors
     for target, factor in factors.items():
@@ -117,12 +127,12 @@ def _scale(config: dict[str, Any], module: str, shape: tuple[int, ...]) -> float
 
 
 def _check_factors(adapter: Checkpoint, factor: tuple[str, str, bool, float], target: TensorInfo, name: str) -> None:
-    a_name, b_name, embedding, _ = factor
+    a_name, b_name, turned, _ = factor
     if b_name not in adapter.tensors:
         raise CheckpointError(f"Model '{name}': adapter has '{a_name}' but not '{b_name}'.")
     a, b = adapter.tensors[a_name].shape, adapter.tensors[b_name].shape
     change = (b[0], a[1])
-    if (change[::-1] if embedding else change) != target.shape or a[0] != b[1]:
+    if (change[::-1] if turned else change) != target.shape or a[0] != b[1]:
         raise CheckpointError(
             f"Model '{name}': the adapter's factors {b} and {a} do not give '{target.name}' of shape {target.shape}."
         )

@@ -1,6 +1,7 @@
 """A model folder: its config and its safetensors files, checked from the headers alone and read tensor by tensor."""
 
 import json
+import os
 import threading
 from dataclasses import dataclass
 from os.path import isfile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
+GGUF = "GGUF is a format to run models from, mostly quantised. Merge the model that it was made from, then convert the result."
 _FILES = threading.local()
 
 
@@ -62,21 +64,29 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def load(self, name: str) -> "torch.Tensor":
-        """Return a tensor in its stored dtype, mapped from the file, so that processes share the page cache."""
-        tensor: torch.Tensor = _open(self.tensors[name].file).get_tensor(name)
+        """Return a tensor in its stored dtype, mapped from the file, so that processes share the page cache.
+
+        The system is told to read all of it, so that the disk is ahead of who computes.
+        """
+        info = self.tensors[name]
+        file, descriptor = _open(info.file)
+        os.posix_fadvise(descriptor, info.begin, info.nbytes, os.POSIX_FADV_WILLNEED)
+        tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
 
-def _open(file: Path) -> Any:
-    """Keep one mapping of each file for each thread."""
+def _open(file: Path) -> tuple[Any, int]:
+    """Keep one mapping and one descriptor of each file for each thread."""
     from safetensors import safe_open
 
     handles = _FILES.__dict__.setdefault("handles", {})
     stat = file.stat()
     key = (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
     if key not in handles:
-        handles[key] = safe_open(file, framework="pt", device="cpu")
-    return handles[key]
+        stream = file.open("rb")
+        handles[key] = (safe_open(file, framework="pt", device="cpu"), stream)
+    mapping, stream = handles[key]
+    return mapping, stream.fileno()
 
 
 def open_checkpoint(folder: Path, name: str) -> Checkpoint:
@@ -117,8 +127,14 @@ def read_json(file: Path, name: str) -> dict[str, Any]:
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
+        if any(file.suffix == ".gguf" for file in folder.iterdir()):
+            raise CheckpointError(f"Model '{name}': {folder} has no config.json. {GGUF}")
         adapter = (folder / "adapter_config.json").is_file()
-        remedy = "It is an adapter: name it under 'adapter'." if adapter else "Name a Hugging Face model folder."
+        remedy = (
+            "It is an adapter: name it under 'adapter' (in a recipe: MODEL+ADAPTER)."
+            if adapter
+            else "Name a Hugging Face model folder."
+        )
         raise CheckpointError(f"Model '{name}': {folder} has no config.json. {remedy}")
     config = read_json(folder / "config.json", name)
     if not isinstance(config.get("architectures"), list) or not config["architectures"]:
@@ -149,6 +165,8 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
             f"Model '{name}': {folder} has only {pickles[0]}, a pickle, which can run code when it is read. "
             f"Convert it where you trust it: {_CONVERT}"
         )
+    if packed := sorted(file.name for file in folder.iterdir() if file.suffix == ".gguf"):
+        raise CheckpointError(f"Model '{name}': {folder} has only {packed[0]}. {GGUF}")
     raise CheckpointError(
         f"Model '{name}': {folder} has no .safetensors file. If there are only pickles (.bin) of it, convert them: {_CONVERT}"
     )

@@ -96,7 +96,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _info(name: str, entry: Any, file: Path, data: int) -> TensorInfo:
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
-        raise ValueError(f"tensor '{name[:200]}' has dtype {dtype!r:.40}, which kinray does not read")
+        raise ValueError(
+            f"tensor '{name[:200]}' has dtype {dtype!r:.40}, which kinray does not read. Quantised weights cannot be merged"
+        )
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in [*shape, begin, end]):
         raise ValueError(f"tensor '{name[:200]}' has sizes that are not whole numbers")
     if end - begin != prod(shape) * DTYPE_BYTES[dtype]:

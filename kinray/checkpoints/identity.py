@@ -88,7 +88,7 @@ def _digest_contents(checkpoint: Checkpoint, progress: Progress) -> str:
         for start in range(info.begin, info.end, step):
             block = data[start : min(start + step, info.end)]
             content.update(block.data)
-            bad += _count_not_finite(block, info.dtype)
+            bad += count_not_finite(block, info.dtype)
             progress(len(block))
         if bad:
             raise CheckpointError(
@@ -102,7 +102,7 @@ def _digest_contents(checkpoint: Checkpoint, progress: Progress) -> str:
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
-def _count_not_finite(block: npt.NDArray[np.uint8], dtype: str) -> int:
+def count_not_finite(block: npt.NDArray[np.uint8], dtype: str) -> int:
     """Count NaN and infinity in raw bytes, without turning them into numbers."""
     if dtype not in _EXPONENTS:
         return 0

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from kinray.checkpoints.folder import GGUF
 from kinray.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -24,6 +25,8 @@ def locate(model: str, name: str, revision: str | None = None) -> Path:
         if revision is not None:
             raise CheckpointError(f"Model '{name}': {model} is a folder; a revision belongs to a hub id.")
         return folder.resolve()
+    if folder.suffix == ".gguf":
+        raise CheckpointError(f"Model '{name}': {model} cannot be merged. {GGUF}")
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"Model '{name}': there is no folder {model}. Check the path, or name a hub id (owner/model).")
     return _fetch(model, name, revision)

@@ -18,6 +18,9 @@ _CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cache
 """Ends of the names of buffers that old checkpoints hold though they follow from the config."""
 
 
+_OUTPUT = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
 _SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 """Settings without which equal shapes do not mean equal use."""
 
@@ -44,14 +47,23 @@ class ModelSpec:
 
 @dataclass
 class FittedModel:
-    """A model whose vocabulary is larger or smaller than the base's, seen with the base's number of rows.
+    """A model seen with the base's tensors.
 
-    Surplus rows are left out, missing ones are the base's (their delta is zero).
+    Surplus rows of its vocabulary are left out; missing rows and missing tensors are the base's, so that their delta is zero.
+
+    Args:
+        model: as it was opened.
+        base: what it is fitted to.
+        rows: of tensors with more or fewer rows than the base's, how many the model has.
+        missing: tensors that the model lacks.
+        tied: its embedding, where that is its output layer too and the base's is not: by the name of the output layer.
     """
 
     model: WeightSource
     base: WeightSource
     rows: dict[str, int]
+    missing: frozenset[str] = frozenset()
+    tied: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,14 +78,17 @@ class FittedModel:
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """Its tensors, with the base's shapes."""
-        return {
+        own = {
             name: replace(info, shape=self.base.tensors[name].shape) if name in self.rows else info
             for name, info in self.model.tensors.items()
         }
+        return own | {name: self.base.tensors[name] for name in (*self.missing, *self.tied)}
 
     def load(self, name: str) -> "torch.Tensor":
         """Return a tensor with the base's shape."""
-        tensor = self.model.load(name)
+        if name in self.missing:
+            return self.base.load(name)
+        tensor = self.model.load(self.tied.get(name, name))
         if name not in self.rows:
             return tensor
         import torch
@@ -142,7 +157,7 @@ def open_models(specs: Sequence[ModelSpec]) -> Models:
 
 def weight_names(base: WeightSource) -> tuple[str, ...]:
     """List the tensors that hold weights: no integer buffers, no rotary caches, an output layer that is tied left out."""
-    tied = _setting(base, "tie_word_embeddings") is True
+    tied = _is_tied(base)
     return tuple(
         name
         for name, info in base.tensors.items()
@@ -151,12 +166,21 @@ def weight_names(base: WeightSource) -> tuple[str, ...]:
         and not (
             name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
         )  # causal masks of old GPT-2, GPT-NeoX
-        and not (tied and name.endswith("lm_head.weight") and len(base.tensors) > 1)
+        and not (tied and name.endswith(_OUTPUT) and len(base.tensors) > 1)
     )
 
 
-def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: list[str]) -> WeightSource:
+def fit(
+    model: WeightSource, base: WeightSource, names: Sequence[str], notices: list[str], *, fill: bool = False
+) -> WeightSource:
     """Check a founder against the base, tensor by tensor, and fit its vocabulary.
+
+    Args:
+        model: the founder.
+        base: the base.
+        names: the base's tensors that hold weights.
+        notices: gets what a person should know.
+        fill: whether tensors may be missing; they are the base's. Those that the base lacks are not looked at.
 
     Raises:
         CheckpointError: naming the first tensor that does not fit, and both shapes.
@@ -167,14 +191,23 @@ def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: 
             f"Model '{model.name}' is a {theirs}, but the base '{base.name}' is a {ours}. All must share one architecture."
         )
     _compare_configs(model, base, notices)
-    extra = [name for name in weight_names(model) if name not in base.tensors]
+    extra = [] if fill else [name for name in weight_names(model) if name not in base.tensors]
     if extra:
         raise CheckpointError(f"Model '{model.name}' has tensor '{extra[0]}', which the base '{base.name}' does not have.")
     rows: dict[str, int] = {}
+    missing: set[str] = set()
+    tied: dict[str, str] = {}
     for name in names:
-        if name not in model.tensors:
+        own = name
+        if name not in model.tensors and fill:
+            embedding = _embedding(model) if name.endswith(_OUTPUT) and _is_tied(model) else None
+            if embedding is None:
+                missing.add(name)
+                continue
+            own = tied[name] = embedding
+        if own not in model.tensors:
             raise CheckpointError(f"Model '{model.name}' has no tensor '{name}', which the base '{base.name}' has.")
-        got, expected = model.tensors[name].shape, base.tensors[name].shape
+        got, expected = model.tensors[own].shape, base.tensors[name].shape
         if got == expected:
             continue
         if got[1:] != expected[1:] or got[0] != _vocabulary(model) or expected[0] != _vocabulary(base):
@@ -183,12 +216,26 @@ def fit(model: WeightSource, base: WeightSource, names: Sequence[str], notices: 
                 "architecture; remove one of them."
             )
         rows[name] = got[0]
-    if not rows:
-        return model
-    has, wanted = _vocabulary(model), _vocabulary(base)
-    what = f"the last {has - wanted} are left out" if has > wanted else f"the missing {wanted - has} are taken from the base"
-    notices.append(f"'{model.name}' has {has} vocabulary rows, the base has {wanted}: {what}.")
-    return FittedModel(model, base, rows)
+    if rows:
+        has, wanted = _vocabulary(model), _vocabulary(base)
+        what = (
+            f"the last {has - wanted} are left out" if has > wanted else f"the missing {wanted - has} are taken from the base"
+        )
+        notices.append(f"'{model.name}' has {has} vocabulary rows, the base has {wanted}: {what}.")
+    if missing:
+        some = next(name for name in names if name in missing)
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        notices.append(f"'{model.name}' lacks '{some}'{more}: taken from '{base.name}'.")
+    return FittedModel(model, base, rows, frozenset(missing), tied) if rows or missing or tied else model
+
+
+def _embedding(model: WeightSource) -> str | None:
+    """Name the embedding of a model by its usual names."""
+    return next((name for name in model.tensors if name.endswith(_EMBEDDINGS)), None)
+
+
+def _is_tied(model: WeightSource) -> bool:
+    return _setting(model, "tie_word_embeddings") is True
 
 
 def _compare_configs(model: WeightSource, base: WeightSource, notices: list[str]) -> None:

@@ -1,14 +1,15 @@
-"""Write a model folder: sharded safetensors with an index, streamed tensor by tensor, there whole or not at all."""
+"""Write a model folder: sharded safetensors with an index, tensor by tensor as they are made, there whole or not at all."""
 
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kinray.checkpoints.header import DTYPE_BYTES
 from kinray.errors import RunError
@@ -20,8 +21,12 @@ SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""The dtypes that models are written in, and what safetensors calls them."""
+
+_MOST_AT_ONCE = 1 << 30
 
 
 @contextmanager
@@ -45,46 +50,96 @@ def folder_replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_weights(
-    folder: Path,
-    shapes: Mapping[str, Sequence[int]],
-    dtype: str,
-    tensors: Iterable[tuple[str, "torch.Tensor"]],
-    shard_bytes: int = SHARD_BYTES,
-) -> int:
-    """Write tensors as they come into one or more safetensors files.
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor goes.
+
+    Args:
+        dtype: as safetensors writes it, such as ``BF16``.
+        shape: sizes.
+        file: number of its file.
+        begin: first byte in the file.
+        nbytes: size in bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    begin: int
+    nbytes: int
+
+
+class WeightWriter:
+    """Writes tensors into one or more safetensors files, in any order and from several threads.
+
+    All places are fixed beforehand, so each tensor is written where it belongs as soon as it is made. ``write`` may be called
+    from several threads, once for each tensor; then ``finish``.
 
     Args:
         folder: an existing folder.
-        shapes: of all tensors, in the order in which they will come.
-        dtype: bfloat16, float16 or float32; tensors must have it.
-        tensors: name and contents; one is in memory at a time.
+        contents: dtype (as safetensors writes it) and shape of all tensors, in the order in which they lie in the files.
         shard_bytes: largest file, a single larger tensor apart.
-
-    Returns:
-        bytes of weights written.
 
     Raises:
         RunError: when there is too little room on the disk, before anything is written.
     """
-    code = _NAMES[dtype]
-    sizes = {name: prod(shape) * DTYPE_BYTES[code] for name, shape in shapes.items()}
-    check_room(folder, sum(sizes.values()))
-    shards = _shards(sizes, shard_bytes)
-    files = [_file_name(number, len(shards)) for number in range(len(shards))]
-    incoming = iter(tensors)
-    for file, names in zip(files, shards, strict=True):
-        with (folder / file).open("wb") as stream:
-            _write_header(stream, {name: shapes[name] for name in names}, sizes, code)
-            for name in names:
-                _write_tensor(stream, name, incoming)
+
+    def __init__(self, folder: Path, contents: Mapping[str, tuple[str, Sequence[int]]], shard_bytes: int = SHARD_BYTES) -> None:
+        sizes = {name: prod(shape) * DTYPE_BYTES[dtype] for name, (dtype, shape) in contents.items()}
+        self.nbytes = sum(sizes.values())
+        check_room(folder, self.nbytes)
+        self._folder = folder
+        self._shards = _shards(sizes, shard_bytes)
+        self._files = [folder / _file_name(number, len(self._shards)) for number in range(len(self._shards))]
+        self.entries: dict[str, Entry] = {}
+        self._streams: list[BinaryIO] = []
+        for number, (file, names) in enumerate(zip(self._files, self._shards, strict=True)):
+            stream = file.open("wb")
+            self._streams.append(stream)
+            at = stream.write(_header({name: contents[name] for name in names}, sizes))
             stream.flush()
+            for name in names:
+                dtype, shape = contents[name]
+                self.entries[name] = Entry(dtype, tuple(shape), number, at, sizes[name])
+                at += sizes[name]
+        self._missing = set(contents)
+
+    def write(self, name: str, data: memoryview) -> None:
+        """Write the bytes of one tensor."""
+        entry = self.entries[name]
+        assert data.nbytes == entry.nbytes, f"tensor {name} has {data.nbytes} bytes, not {entry.nbytes}"
+        descriptor, done = self._streams[entry.file].fileno(), 0
+        while done < entry.nbytes:  # Linux writes at most 2 GiB at a time
+            done += os.pwrite(descriptor, data[done : done + _MOST_AT_ONCE], entry.begin + done)
+        self._missing.remove(name)
+
+    def finish(self) -> None:
+        """Bring everything to the disk and write the index."""
+        assert not self._missing, f"tensors not written: {sorted(self._missing)[:3]}"
+        for stream in self._streams:
             os.fsync(stream.fileno())
-    if len(files) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return sum(sizes.values())
+        self.close()
+        if len(self._files) > 1:
+            weight_map = {name: self._files[entry.file].name for name, entry in self.entries.items()}
+            index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
+            (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._streams:
+            stream.close()
+
+    def file(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._files[self.entries[name].file]
+
+
+def raw(tensor: "torch.Tensor") -> memoryview:
+    """Return the bytes of a tensor, without a copy where it is contiguous and on the CPU."""
+    import torch
+
+    view: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return view
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -107,6 +162,22 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
+def write_config(source: Path, config: Mapping[str, Any], dtype: str, folder: Path) -> None:
+    """Write config.json in another dtype, and copy the code of the model folder where the config names some.
+
+    Args:
+        source: the model folder that it comes from.
+        config: its contents.
+        dtype: of the weights.
+        folder: where to write.
+    """
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "torch_dtype", "dtype")}
+    (folder / "config.json").write_text(json.dumps(kept | {"dtype": dtype}, indent=2) + "\n")
+    if "auto_map" in config:
+        for code in source.glob("*.py"):
+            shutil.copyfile(code, folder / code.name)
+
+
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
@@ -123,20 +194,12 @@ def _file_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write_header(stream: BinaryIO, shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, int], code: str) -> None:
+def _header(contents: Mapping[str, tuple[str, Sequence[int]]], sizes: Mapping[str, int]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
+    for name, (dtype, shape) in contents.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
         at += sizes[name]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-
-
-def _write_tensor(stream: BinaryIO, name: str, incoming: Iterator[tuple[str, "torch.Tensor"]]) -> None:
-    import torch
-
-    got, tensor = next(incoming)
-    assert got == name, f"expected tensor {name}, got {got}"
-    stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return len(text).to_bytes(8, "little") + text

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,46 @@ def read_yaml(text: str, where: str) -> Any:
     Raises:
         ConfigError: with line and column of what cannot be read.
     """
-    try:
+    with _readable(where):
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+
+
+def read_all_yaml(text: str, where: str) -> list[Any]:
+    """Parse all documents of a YAML text.
+
+    Raises:
+        ConfigError: with line and column of what cannot be read.
+    """
+    with _readable(where):
+        return list(yaml.load_all(text, _Loader))
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not readable as YAML: {str(error).splitlines()[0][:200]}.") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a YAML file of at most 1 MiB.
+
+    Raises:
+        ConfigError: when it cannot be read, is too large, or is no text.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes. A {what} has at most {MAX_BYTES}.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the {what} {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}).") from error
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:
@@ -79,14 +112,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: for a file or a value that cannot be used.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes. A configuration has at most {MAX_BYTES}.")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}).") from error
+    text = read_text(path, "configuration")
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(data).__name__}.")

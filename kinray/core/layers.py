@@ -16,6 +16,13 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return None if match is None else (name[: match.start()], int(match[1]))
 
 
+def renumbered(name: str, number: int) -> str:
+    """Return the name of the same tensor in another layer of its stack; ``layer_of`` it is not None."""
+    match = _NUMBER.search(name)
+    assert match is not None, name
+    return f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
+
+
 def depths(names: Iterable[str]) -> dict[str, float]:
     """Say how deep each tensor lies: 0 in the first layer of its stack, 1 in the last, 0 outside of all layers.
 

@@ -39,9 +39,26 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """Float32 copies of a whole tensor that computing one takes at most, the child apart."""
-        merges = [node for node in self.nodes if isinstance(node, Merge) and node.digest not in self.linear]
-        return len(self.nodes) - 1 + max((method_named(merge.method).buffers for merge in merges), default=0)
+        """Float32 copies of a whole tensor that computing one takes at most, the result apart."""
+        uses = Counter(parent.digest for node in self.applied for parent in node.parents)
+        living: set[str] = set()
+        most = 0
+        for node in self.nodes:
+            if not isinstance(node, Merge):
+                continue
+            applied = node.digest not in self.linear
+            most = max(most, len(living) + (method_named(node.method).buffers if applied else 0))
+            living.add(node.digest)
+            for parent in node.parents if applied else ():
+                uses[parent.digest] -= 1
+                if not uses[parent.digest]:
+                    living.discard(parent.digest)
+        return most
+
+    @property
+    def applied(self) -> list[Merge]:
+        """Those that are computed from their parents' tensors."""
+        return [node for node in self.nodes if isinstance(node, Merge) and node.digest not in self.linear]
 
 
 class Materialiser:
@@ -114,16 +131,14 @@ class Materialiser:
             rows = {
                 node.digest: self._rows(node, [name], gram_MM[None])[0] for node in plan.nodes if node.digest in plan.linear
             }
-        merges = [node for node in plan.nodes if isinstance(node, Merge) and node.digest not in rows]
-        uses = Counter(parent.digest for merge in merges for parent in merge.parents)
+        uses = Counter(parent.digest for node in plan.applied for parent in node.parents)
         made: dict[str, torch.Tensor] = {}
         for node in plan.nodes:
             made[node.digest] = self._compute(node, rows, name, made, dtype if node is plan.nodes[-1] else None)
-            if isinstance(node, Merge) and node.digest not in rows:
-                for parent in node.parents:
-                    uses[parent.digest] -= 1
-                    if not uses[parent.digest]:
-                        made.pop(parent.digest, None)
+            for parent in node.parents if isinstance(node, Merge) and node.digest not in rows else ():
+                uses[parent.digest] -= 1
+                if not uses[parent.digest]:
+                    made.pop(parent.digest, None)
         return made[plan.nodes[-1].digest]
 
     def products(self, recipe: Recipe, names: Sequence[str]) -> Products:

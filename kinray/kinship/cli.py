@@ -95,7 +95,8 @@ def _kinship(arguments: argparse.Namespace) -> int:
 
     from kinray.kinship.family import open_family
     from kinray.kinship.measure import check_merges, statistics_of, table_of
-    from kinray.kinship.show import byte_bar, layers_text, table_text
+    from kinray.kinship.show import layers_text, table_text
+    from kinray.report.progress import byte_bar
 
     family = open_family(arguments.base, arguments.models)
     check_merges(arguments.merge_of, len(family.names))
@@ -107,7 +108,7 @@ def _kinship(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         ray=arguments.ray,
         shards=arguments.shards,
-        bar=lambda total: byte_bar(total, console),
+        bar=lambda total: byte_bar("reading", total, console),
         cache=not arguments.no_cache,
     )
     kinship = table_of(

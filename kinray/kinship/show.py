@@ -1,12 +1,9 @@
 """What a person sees of a kinship table: matrices that line up, and a sentence on what they mean."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from kinray.core.kinship import Metric
 from kinray.core.statistics import Float64
@@ -16,15 +13,6 @@ SATURATED = 0.9
 """Kinship above which merging two models is unlikely to gain (Hu et al., section 5)."""
 
 TITLES: dict[Metric, str] = {"pcc": "Pearson correlation", "cs": "cosine", "ed": "Euclidean distance"}
-
-
-@contextmanager
-def byte_bar(total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a pass over ``total`` bytes: how many, how fast, how long to go."""
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=total)
-        yield lambda done: progress.advance(task, done)
 
 
 def table_text(kinship: Kinship, metrics: Sequence[Metric]) -> str:

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from weakref import WeakSet
 
 import pytest
 import torch
@@ -13,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kinray.checkpoints import writer as writer_module
 from kinray.checkpoints.folder import open_checkpoint
 from kinray.checkpoints.header import read_header
-from kinray.checkpoints.writer import check_room, copy_tokenizer, folder_replacing, write_weights
+from kinray.checkpoints.writer import CODES, WeightWriter, check_room, copy_tokenizer, folder_replacing, raw
 from kinray.errors import RunError
 from tests.helpers import random_tensors
 
@@ -23,8 +22,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def write(folder: Path, tensors: dict[str, Tensor], dtype: str, shard_bytes: int = 1 << 30) -> int:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return write_weights(folder, shapes, dtype, iter(tensors.items()), shard_bytes)
+    """Write tensors in an order that is not that of the files."""
+    writer = WeightWriter(folder, {name: (CODES[dtype], tensor.shape) for name, tensor in tensors.items()}, shard_bytes)
+    for name in sorted(tensors, reverse=True):
+        writer.write(name, raw(tensors[name]))
+    writer.finish()
+    return writer.nbytes
 
 
 def read_all(folder: Path) -> dict[str, Tensor]:
@@ -95,27 +98,30 @@ def test_transformers_loads_what_we_write_bit_for_bit(tmp_path: Path) -> None:
     assert open_checkpoint(ours, "ours").nbytes == theirs.nbytes
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
-    living: WeakSet[Tensor] = WeakSet()
+def test_a_large_tensor_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_MOST_AT_ONCE", 100)
+    tensors = random_tensors(0, {"a": (1000,), "b": (3,)})
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in "abc":
-            assert len(living) == 0
-            tensor = torch.ones(4)
-            living.add(tensor)
-            yield name, tensor
-            del tensor
+    write(tmp_path, tensors, "float32")
 
-    write_weights(tmp_path, dict.fromkeys("abc", (4,)), "float32", tensors())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_all(tmp_path).items())
 
-    assert set(read_all(tmp_path)) == {"a", "b", "c"}
+
+def test_tensors_keep_dtypes_of_their_own(tmp_path: Path) -> None:
+    tensors = {"weight": torch.ones(3).bfloat16(), "positions": torch.arange(5)}
+    files = WeightWriter(tmp_path, {"weight": ("BF16", (3,)), "positions": ("I64", (5,))})
+    for name, tensor in tensors.items():
+        files.write(name, raw(tensor))
+    files.finish()
+
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_all(tmp_path).items())
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
 
     with pytest.raises(RunError, match=r"4.00 GB are needed and 0.00 GB are free"):
-        write_weights(tmp_path, {"a": (1000, 1000, 1000)}, "float32", iter(()))
+        WeightWriter(tmp_path, {"a": ("F32", (1000, 1000, 1000))})
 
     assert list(tmp_path.iterdir()) == []
 

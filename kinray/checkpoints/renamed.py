@@ -1,0 +1,137 @@
+"""A model seen with some of its tensors, under other names: so layers are left out, repeated and stacked."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.header import TensorInfo
+from kinray.core.layers import layer_of, renumbered
+from kinray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What configs call the number of layers."""
+
+_IN_FRONT = re.compile(r"emb(?!ed_out)|wte|wpe")
+"""In names of tensors that work before the first layer; others outside of the layers work behind the last."""
+
+
+@dataclass
+class RenamedModel:
+    """A model of which some tensors are seen under other names.
+
+    Args:
+        model: what they are tensors of.
+        own: its name of each tensor, by the name that it is seen by.
+    """
+
+    model: WeightSource
+    own: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.model.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        return self.model.config
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Its tensors, by their new names."""
+        tensors = self.model.tensors
+        return {name: replace(tensors[own], name=name) for name, own in self.own.items()}
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Return a tensor as the model has it."""
+        return self.model.load(self.own[name])
+
+
+def main_stack(model: WeightSource) -> tuple[str, int]:
+    """Return the name and the number of layers of a model's main stack: the one that its config counts, or the longest.
+
+    Raises:
+        CheckpointError: when it has no layers.
+    """
+    layers = Counter({layer: 0 for name in model.tensors if (layer := layer_of(name)) is not None})
+    counts = Counter(stack for stack, _ in layers)
+    if not counts:
+        raise CheckpointError(f"Model '{model.name}' has no layers to choose from: no name of a tensor holds a number.")
+    wanted = layer_count(model.config)
+    stack = next((stack for stack, count in counts.items() if count == wanted), max(counts, key=counts.__getitem__))
+    return stack, counts[stack]
+
+
+def layer_count(config: Mapping[str, Any]) -> int | None:
+    """Return the number of layers that a config names."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            for key in _COUNTS:
+                if isinstance(part.get(key), int):
+                    return int(part[key])
+    return None
+
+
+def layers_of(model: WeightSource, first: int, last: int, start: int, *, front: bool, back: bool) -> RenamedModel:
+    """See some layers of a model's main stack as layers of another.
+
+    Args:
+        model: the model.
+        first: first of its layers that is seen.
+        last: first one behind it that is not.
+        start: number that the first of them gets.
+        front: whether to see what works before the layers too: embeddings, and other towers of the model.
+        back: whether to see what works behind them: final norm, output layer.
+
+    Raises:
+        CheckpointError: when it has not so many layers.
+    """
+    stack, count = main_stack(model)
+    if last > count:
+        raise CheckpointError(
+            f"Model '{model.name}' has {count} layers, numbered from 0. The range [{first}, {last}] needs {last} of them."
+        )
+    own = {}
+    for name in model.tensors:
+        layer = layer_of(name)
+        if layer is None or layer[0] != stack:
+            if front if layer is not None or _IN_FRONT.search(name) else back:
+                own[name] = name
+        elif first <= layer[1] < last:
+            own[renumbered(name, start + layer[1] - first)] = name
+    return RenamedModel(model, own)
+
+
+def config_with_layers(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Return a config for a model of other layers.
+
+    Args:
+        config: config.json.
+        kept: for each layer of the new model, which layer of a model with this config it is like.
+
+    Returns:
+        the config with their number, and with settings that have one value a layer (such as ``layer_types``) picked.
+    """
+    before = layer_count(config)
+
+    def changed(part: Mapping[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in part.items():
+            if key in _COUNTS and value == before:
+                result[key] = len(kept)
+            elif isinstance(value, list) and len(value) == before and before != len(kept) and max(kept) < before:
+                result[key] = [value[layer] for layer in kept]
+            elif key == "text_config" and isinstance(value, dict):
+                result[key] = changed(value)
+            else:
+                result[key] = value
+        return result
+
+    return changed(config)

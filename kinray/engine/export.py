@@ -1,0 +1,207 @@
+"""Write a model while it is made: threads take tensors, read, merge and write each, so that all three overlap."""
+
+import errno
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kinray.checkpoints.header import DTYPE_BYTES, read_header
+from kinray.checkpoints.identity import count_not_finite
+from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, raw
+from kinray.core.recipe import Recipe
+from kinray.engine.materialise import Materialiser
+from kinray.errors import RunError
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes written since the last call."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Making:
+    """One tensor of the output and how it is made.
+
+    Args:
+        name: in the output.
+        dtype: as safetensors writes it, such as ``BF16``.
+        shape: sizes.
+        make: returns its contents; called in a thread.
+        buffers: float32 copies of it that making takes at most, the result apart.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+    buffers: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes while it is made."""
+        return prod(self.shape) * _FLOAT32 * self.buffers + self.nbytes
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Args:
+        nbytes: of weights.
+        checksums: CRC-32 of each tensor's bytes, where they were asked for.
+    """
+
+    nbytes: int
+    checksums: dict[str, int] = field(default_factory=dict)
+
+
+def makings(materialiser: Materialiser, recipe: Recipe, dtype: str) -> list[Making]:
+    """List the tensors of a recipe's model.
+
+    Args:
+        materialiser: of the founders.
+        recipe: the model.
+        dtype: bfloat16, float16 or float32.
+
+    Raises:
+        RecipeError: when the recipe cannot be made.
+    """
+    plan = materialiser.plan(recipe)
+
+    def making(name: str) -> Making:
+        shape = materialiser.models.base.tensors[name].shape
+        return Making(name, CODES[dtype], shape, lambda: materialiser.tensor(plan, name, DTYPES[dtype]), plan.buffers)
+
+    return [making(name) for name in materialiser.models.names]
+
+
+def write_model(
+    folder: Path,
+    tensors: Sequence[Making],
+    *,
+    parents: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+    threads: int | None = None,
+    checksums: bool = False,
+    progress: Progress = lambda _: None,
+) -> Written:
+    """Make and write the tensors of a model, the largest first.
+
+    So many are made at once that they take at most (parents + 3) times the largest one in float32, or as much as one alone
+    needs.
+
+    Args:
+        folder: an existing folder.
+        tensors: in the order in which they shall lie in the files.
+        parents: models that are merged.
+        shard_bytes: largest file.
+        threads: that work, each alone; by default as many as torch is set to.
+        checksums: whether to compute them.
+        progress: told of the bytes written.
+
+    Raises:
+        RunError: when the disk has too little room, or a tensor is not finite in its dtype.
+    """
+    writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
+    largest = max((prod(tensor.shape) for tensor in tensors), default=0)
+    sums: dict[str, int] = {}
+
+    def work(tensor: Making) -> int:
+        data = raw(tensor.make())
+        _check_finite(tensor, data)
+        writer.write(tensor.name, data)
+        if checksums:
+            sums[tensor.name] = zlib.crc32(data)
+        return data.nbytes
+
+    try:
+        _run(tensors, work, (parents + 3) * _FLOAT32 * largest, threads or torch.get_num_threads(), progress)
+        writer.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"The disk under {folder.parent} is full: the weights take {writer.nbytes / 1e9:.2f} GB. Nothing was kept; "
+            "make room, or choose another output folder."
+        ) from error
+    finally:
+        writer.close()
+    return Written(writer.nbytes, sums)
+
+
+def _run(tensors: Sequence[Making], work: Callable[[Making], int], memory: int, threads: int, progress: Progress) -> None:
+    waiting = sorted(tensors, key=lambda tensor: -prod(tensor.shape))
+    busy: dict[Future[int], Making] = {}
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    before = torch.get_num_threads()
+    try:
+        while waiting or busy:
+            free = memory - sum(tensor.memory for tensor in busy.values())
+            fitting = next((tensor for tensor in waiting if tensor.memory <= free or not busy), None)
+            if fitting is not None and len(busy) < threads:
+                waiting.remove(fitting)
+                busy[pool.submit(work, fitting)] = fitting
+                continue
+            done, _ = wait(busy, return_when=FIRST_COMPLETED)
+            for future in done:
+                del busy[future]
+                progress(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _check_finite(tensor: Making, data: memoryview) -> None:
+    array, step = np.frombuffer(data, np.uint8), 1 << 20
+    bad = sum(count_not_finite(array[start : start + step], tensor.dtype) for start in range(0, len(array), step))
+    if bad:
+        raise RunError(
+            f"Tensor '{tensor.name}' of the merge holds NaN or infinity in {bad} of {prod(tensor.shape)} places as "
+            f"{tensor.dtype}. Change the parameters of the merge, or choose a dtype with a larger range."
+        )
+
+
+def verify(folder: Path, tensors: Sequence[Making], written: Written) -> None:
+    """Read a written model back from the disk and compare every tensor with what was made.
+
+    Args:
+        folder: of the model.
+        tensors: what should be there.
+        written: with checksums.
+
+    Raises:
+        CheckpointError: when a file is damaged.
+        RunError: naming the first tensor that is missing or differs.
+    """
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:  # what is compared must come from the disk and not from memory
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        found |= {info.name: info for info in read_header(file)}
+    for tensor in tensors:
+        info = found.pop(tensor.name, None)
+        if info is None or (info.dtype, info.shape) != (tensor.dtype, tensor.shape):
+            got = "is not there" if info is None else f"is {info.dtype} {info.shape}"
+            raise RunError(f"Tensor '{tensor.name}' of {folder} {got}; {tensor.dtype} {tensor.shape} was written.")
+        data = np.memmap(info.file, np.uint8, "r") if info.nbytes else np.empty(0, np.uint8)
+        if zlib.crc32(data[info.begin : info.end].data) != written.checksums[tensor.name]:
+            raise RunError(
+                f"Tensor '{tensor.name}' of {folder} does not read back as it was written. Check the disk and merge again."
+            )
+    if found:
+        raise RunError(f"{folder} holds '{next(iter(found))}', which was not written.")

@@ -1,0 +1,133 @@
+"""``kinray merge``: make a model from a recipe in mergekit's syntax."""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from kinray.checkpoints.writer import SHARD_BYTES
+from kinray.errors import ConfigError, KinrayError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    result = argparse.ArgumentParser(
+        prog="kinray merge",
+        description="Merge models by a recipe in mergekit's syntax and write the result as a Hugging Face folder. "
+        "Merges are computed in float32 and cast once, at the end.",
+    )
+    add = result.add_argument
+    add("recipe", type=Path, metavar="RECIPE.yaml", help="what to merge and how")
+    add("output", type=Path, nargs="?", metavar="OUT", help="the folder to write; may be left out with --explain")
+    add("--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights (default: the recipe's, else the base's)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute (default: a GPU if there is one)")
+    add("--shard-size", type=_size, default=SHARD_BYTES, metavar="SIZE", help="largest weight file (default: 5GB)")
+    add("--threads", type=_positive, metavar="N", help="tensors that are merged at once (default: one for each core)")
+    add("--seed", type=int, default=0, metavar="N", help="another draw of random masks (default: the recipe's, else 0)")
+    add("--overwrite", action="store_true", help="replace OUT if it exists, once the new one is whole")
+    add("--verify", action="store_true", help="read the written weights back from the disk and compare every tensor")
+    add("--explain", action="store_true", help="print effective parameters and each parent's weight, by groups of tensors")
+    return result
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
+    return size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _merge(arguments)
+    except (KinrayError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("Stopped. Nothing was written.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    started = perf_counter()
+    target = arguments.output
+    if target is None and not arguments.explain:
+        raise ConfigError("Name the folder to write (kinray merge RECIPE.yaml OUT), or add --explain to only look.")
+    if target is not None:
+        _check_vacant(target, overwrite=arguments.overwrite)
+    from kinray.merge.document import read_recipe
+
+    documents, text = read_recipe(arguments.recipe)
+    from kinray.merge.open import Shelf
+    from kinray.merge.plan import plan_merges
+
+    output = plan_merges(documents, Shelf(), device=_device(arguments.device), seed=arguments.seed)
+    for notice in output.notices:
+        print(f"Note: {notice}", file=sys.stderr)
+    if arguments.explain:
+        from kinray.merge.explain import explain
+
+        print(explain(output))
+    if target is None:
+        return 0
+    from rich.console import Console
+
+    from kinray.merge.write import write_output
+    from kinray.report.progress import byte_bar
+
+    dtype = arguments.dtype or output.dtype
+    total = sum(making.nbytes for making in output.tensors(dtype))
+    with byte_bar("merging", total, Console(stderr=True)) as progress:
+        written = write_output(
+            output,
+            target,
+            text,
+            dtype=dtype,
+            shard_bytes=arguments.shard_size,
+            threads=arguments.threads,
+            check=arguments.verify,
+            progress=progress,
+        )
+    checked = ", read back and compared" if arguments.verify else ""
+    seconds = perf_counter() - started
+    print(f"Wrote {target}: {written.nbytes / 1e9:.2f} GB of {dtype}{checked}, in {seconds:.1f} s.")
+    return 0
+
+
+def _check_vacant(target: Path, *, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file. Name a folder to write.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise ConfigError(f"{target} exists and is not empty. Name another folder, or add --overwrite.")
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA GPU here. Use --device cpu.")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"

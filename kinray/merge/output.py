@@ -1,0 +1,121 @@
+"""A model that can be made: its tensors, each with the recipe that makes it, and what else its folder holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.header import TensorInfo
+from kinray.checkpoints.models import Models
+from kinray.checkpoints.vocabulary import Vocabulary
+from kinray.checkpoints.writer import CODES
+from kinray.core.recipe import Merge
+from kinray.engine.export import DTYPES, Making, makings
+from kinray.engine.materialise import Materialiser
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tensors that one recipe makes: those of a whole model, or of one slice of it.
+
+    Args:
+        materialiser: of the models that it takes, seen by the output's names.
+        recipe: how they are merged.
+        depths: of its tensors.
+        labels: what its models and merges are called, by digest.
+    """
+
+    materialiser: Materialiser
+    recipe: Merge
+    depths: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    @property
+    def models(self) -> Models:
+        """The models that it takes."""
+        return self.materialiser.models
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model that can be made.
+
+    Args:
+        name: of the merge.
+        sections: what makes its tensors.
+        copied: tensors that only some models have, or that hold no weights: taken as they are from one model.
+        dtype: bfloat16, float16 or float32.
+        config: its config.json.
+        source: the model whose config, tokenizer (unless there is a ``vocabulary``) and code it has.
+        folder: where that lies.
+        vocabulary: its tokenizer, where one was asked for.
+        notices: what a person should know.
+    """
+
+    name: str
+    sections: tuple[Section, ...]
+    copied: Mapping[str, WeightSource]
+    dtype: str
+    config: dict[str, Any]
+    source: WeightSource
+    folder: Path
+    vocabulary: Vocabulary | None = None
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def parents(self) -> int:
+        """Models that are merged, at most."""
+        return max(len(section.models.specs) for section in self.sections)
+
+    def tensors(self, dtype: str | None = None) -> list[Making]:
+        """List all tensors with how they are made, in their order in the files."""
+        chosen = dtype or self.dtype
+        made = [making for section in self.sections for making in makings(section.materialiser, section.recipe, chosen)]
+        return made + [_copying(name, source, chosen) for name, source in self.copied.items()]
+
+
+def _copying(name: str, source: WeightSource, dtype: str) -> Making:
+    info = source.tensors[name]
+    if not info.floating:
+        return Making(name, info.dtype, info.shape, lambda: source.load(name))
+    return Making(name, CODES[dtype], info.shape, lambda: source.load(name).to(DTYPES[dtype]))
+
+
+@dataclass
+class MergedModel:
+    """The result of an earlier merge, as a model: its tensors are made, unrounded, when they are asked for.
+
+    Args:
+        output: the merge.
+    """
+
+    output: Output
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.output.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return self.output.config
+
+    @cached_property
+    def _made(self) -> dict[str, Making]:
+        return {making.name: making for making in self.output.tensors("float32")}
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Its tensors."""
+        nowhere = Path(self.output.name)
+        return {name: TensorInfo(name, made.dtype, made.shape, nowhere, 0, made.nbytes) for name, made in self._made.items()}
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Make a tensor, in float32."""
+        return self._made[name].make()

@@ -1,0 +1,88 @@
+"""From the merges of a recipe file to one output: which are one recipe, which are models of their own, in which order."""
+
+from collections.abc import Sequence
+
+from kinray.core.methods import method_named
+from kinray.errors import ConfigError, KinrayError
+from kinray.merge.document import Document
+from kinray.merge.open import Shelf
+from kinray.merge.output import MergedModel, Output
+from kinray.merge.planner import Planner
+
+
+def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "cpu", seed: int = 0) -> Output:
+    """Open and check everything that a recipe needs.
+
+    Merges that all take the same base and whole models become one recipe, whose weighted sums collapse; results of other
+    merges are models of their own. Neither is ever rounded.
+
+    Args:
+        documents: the merges, in any order; the output is the one without a name, else the last.
+        shelf: opens models.
+        device: where to compute.
+        seed: what random masks follow from, where a document does not say.
+
+    Raises:
+        KinrayError: for the first thing that is wrong, naming the merge.
+    """
+    ordered = _in_order(documents)
+    results: dict[str, MergedModel] = {}
+    chain = _chain(ordered)
+    for document in ordered if chain is None else ordered[-1:]:
+        try:
+            output = Planner(document, chain or [document], shelf, results, device, seed).output()
+        except KinrayError as error:
+            if len(documents) == 1:
+                raise
+            raise type(error)(f"Merge '{document.name or 'without a name'}': {error}") from error
+        if document.name is not None:
+            results[document.name] = MergedModel(output)
+    return output
+
+
+def _in_order(documents: Sequence[Document]) -> list[Document]:
+    """Return the output and all merges that it needs, each behind those that it refers to.
+
+    Raises:
+        ConfigError: for two merges of one name or without a name, and for merges that refer to each other in a circle.
+    """
+    names = [document.name for document in documents]
+    for name in names:
+        if names.count(name) > 1:
+            which = "are without a name" if name is None else f"are called '{name}'"
+            raise ConfigError(
+                f"{names.count(name)} merges of the recipe {which}. Only the output may be without; name the others."
+            )
+    named = {document.name: document for document in documents}
+    order: list[Document] = []
+    open_: list[str | None] = []
+    stack: list[Document] = [named[None] if None in named else documents[-1]]
+    while stack:
+        document = stack[-1]
+        missing = [named[str(ref)] for ref in document.references if str(ref) in named and named[str(ref)] not in order]
+        if document in order or not missing:
+            stack.pop()
+            if document not in order:
+                order.append(document)
+            open_ = [name for name in open_ if name != document.name]
+            continue
+        if document.name in open_:
+            raise ConfigError(f"The merges {', '.join(map(repr, open_))} refer to each other in a circle. Break it.")
+        open_.append(document.name)
+        stack.extend(missing)
+    return order
+
+
+def _chain(documents: Sequence[Document]) -> list[Document] | None:
+    """Return the documents if they can be one recipe of whole models with one base, else None."""
+    if len(documents) < 2:
+        return None
+    named = {document.name for document in documents}
+    bases = {
+        document.base_model
+        for document in documents
+        if document.base_model is not None and method_named(document.merge_method).against_base(True)
+    }
+    alike = len(bases) <= 1 and not any(str(base) in named for base in bases)
+    plain = not any(document.slices for document in documents) and not any(d.vocabulary for d in documents[:-1])
+    return list(documents) if alike and plain else None

@@ -1,0 +1,81 @@
+"""Write an output as a Hugging Face folder: weights, config, tokenizer, recipe and model card, there whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from kinray.checkpoints.vocabulary import write_tokenizer
+from kinray.checkpoints.writer import SHARD_BYTES, copy_tokenizer, folder_replacing, write_config
+from kinray.core.recipe import Merge, Recipe, topological
+from kinray.engine.export import Making, Written, verify, write_model
+from kinray.merge.output import Output
+
+
+def write_output(
+    output: Output,
+    target: Path,
+    recipe: str,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    threads: int | None = None,
+    check: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Written:
+    """Make a model and write its folder.
+
+    Args:
+        output: the model.
+        target: the folder; one that is there is replaced when the new one is whole.
+        recipe: text of the recipe file, kept beside the weights.
+        dtype: of the weights, instead of the recipe's.
+        shard_bytes: largest file.
+        threads: that work at once.
+        check: whether to read all weights back and compare them.
+        progress: told of the bytes written.
+
+    Raises:
+        RunError: when the disk has too little room, a weight is not finite, or what is read back differs.
+    """
+    chosen = dtype or output.dtype
+    tensors = output.tensors(chosen)
+    with folder_replacing(target) as folder:
+        written = write_model(
+            folder,
+            tensors,
+            parents=output.parents,
+            shard_bytes=shard_bytes,
+            threads=threads,
+            checksums=check,
+            progress=progress,
+        )
+        write_config(output.folder, output.config, chosen, folder)
+        if output.vocabulary is None:
+            copy_tokenizer(output.folder, folder)
+        else:
+            write_tokenizer(output.vocabulary, folder)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        (folder / "README.md").write_text(card(target.name, output, recipe, tensors), encoding="utf-8")
+        if check:
+            verify(folder, tensors, written)
+    return written
+
+
+def card(name: str, output: Output, recipe: str, tensors: list[Making]) -> str:
+    """Write the model card: what was merged, how, and the recipe."""
+    recipes: list[Recipe] = [section.recipe for section in output.sections]
+    methods = list(dict.fromkeys(node.method for node in topological(recipes) if isinstance(node, Merge)))
+    models = list(dict.fromkeys(spec.founder.name for section in output.sections for spec in section.models.specs))
+    hub = [model for model in models if not Path(model.partition("+")[0]).expanduser().exists()]
+    front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
+    listed = "\n".join(f"- `{model}`" for model in models)
+    notes = "\n".join(f"- {notice}" for notice in output.notices)
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {name}\n\nA merge of language models by {', '.join(methods)}, made with kinray.",
+        f"## Models\n\n{listed}",
+        f"## Notes\n\n{notes}" if notes else "",
+        f"## Recipe\n\n```yaml\n{recipe.strip()}\n```",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
