@@ -75,7 +75,7 @@ def write_weights(
     incoming = iter(tensors)
     for file, names in zip(files, shards, strict=True):
         with (folder / file).open("wb") as stream:
-            _write_header(stream, {name: shapes[name] for name in names}, sizes, code)
+            stream.write(header_bytes({name: shapes[name] for name in names}, code, {"format": "pt"}))
             for name in names:
                 _write_tensor(stream, name, incoming)
             stream.flush()
@@ -98,6 +98,32 @@ def check_room(folder: Path, needed: int) -> None:
             f"Too little room under {place}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free. "
             "Make room, or choose another output folder."
         )
+
+
+def header_bytes(shapes: Mapping[str, Sequence[int]], code: str, metadata: Mapping[str, str]) -> bytes:
+    """Make the beginning of a safetensors file: what stands before the data, its length included.
+
+    Args:
+        shapes: of all tensors, in the order in which they lie.
+        code: their dtype as safetensors writes it.
+        metadata: free text by name.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + prod(shape) * DTYPE_BYTES[code]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def data_of(tensor: "torch.Tensor") -> memoryview:
+    """Return a tensor's bytes as they lie in a file."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -123,20 +149,7 @@ def _file_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write_header(stream: BinaryIO, shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, int], code: str) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
-        at += sizes[name]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-
-
 def _write_tensor(stream: BinaryIO, name: str, incoming: Iterator[tuple[str, "torch.Tensor"]]) -> None:
-    import torch
-
     got, tensor = next(incoming)
     assert got == name, f"expected tensor {name}, got {got}"
-    stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    stream.write(data_of(tensor))
