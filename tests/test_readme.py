@@ -49,4 +49,4 @@ def test_every_configuration_in_configs_can_be_read(monkeypatch: Any) -> None:
         config = load_config(path)
         search_space(config.merge.methods)
         names.append(path.stem)
-    assert names == ["demo", "mistral7b", "smollm2"]
+    assert names == ["demo", "demo_layers", "mistral7b", "smollm2"]

@@ -96,7 +96,7 @@ class WeightWriter:
         for number, (file, names) in enumerate(zip(self._files, self._shards, strict=True)):
             stream = file.open("wb")
             self._streams.append(stream)
-            at = stream.write(_header({name: contents[name] for name in names}, sizes))
+            at = stream.write(header_bytes({name: contents[name] for name in names}, {"format": "pt"}))
             stream.flush()
             for name in names:
                 dtype, shape = contents[name]
@@ -134,14 +134,6 @@ class WeightWriter:
         return self._files[self.entries[name].file]
 
 
-def raw(tensor: "torch.Tensor") -> memoryview:
-    """Return the bytes of a tensor, without a copy where it is contiguous and on the CPU."""
-    import torch
-
-    view: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    return view
-
-
 def check_room(folder: Path, needed: int) -> None:
     """Raise RunError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
     place = folder
@@ -153,6 +145,32 @@ def check_room(folder: Path, needed: int) -> None:
             f"Too little room under {place}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free. "
             "Make room, or choose another output folder."
         )
+
+
+def header_bytes(contents: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """Make the beginning of a safetensors file: what stands before the data, its length included.
+
+    Args:
+        contents: dtype (as safetensors writes it) and shape of all tensors, in the order in which they lie.
+        metadata: free text by name.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, (dtype, shape) in contents.items():
+        end = at + prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def data_of(tensor: "torch.Tensor") -> memoryview:
+    """Return a tensor's bytes as they lie in a file, without a copy where it is contiguous and on the CPU."""
+    import torch
+
+    view: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return view
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -192,14 +210,3 @@ def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 def _file_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _header(contents: Mapping[str, tuple[str, Sequence[int]]], sizes: Mapping[str, int]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, (dtype, shape) in contents.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
-        at += sizes[name]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

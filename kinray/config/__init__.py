@@ -1,5 +1,6 @@
-"""The configuration of a search: its schema (``schema``) and how it is read from YAML and ``--set`` (``loading``)."""
+"""The configuration of a search: its schema (``schema``, ``hyperparameters``), read from YAML and ``--set`` (``loading``)."""
 
+from kinray.config.hyperparameters import Filters, LayeredRange, Layers, PerModel, Range
 from kinray.config.loading import load_config, parse_config
 from kinray.config.schema import (
     ClusterConfig,
@@ -7,8 +8,6 @@ from kinray.config.schema import (
     EvaluationConfig,
     FounderSpec,
     MergeConfig,
-    PerModel,
-    Range,
     SearchConfig,
     TaskSpec,
 )
@@ -17,7 +16,10 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "EvaluationConfig",
+    "Filters",
     "FounderSpec",
+    "LayeredRange",
+    "Layers",
     "MergeConfig",
     "PerModel",
     "Range",

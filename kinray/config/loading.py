@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from kinray.config.schema import Config, FounderSpec, Range, TaskSpec
+from kinray.config.hyperparameters import FORM_KEYS
+from kinray.config.schema import Config, FounderSpec, TaskSpec
 from kinray.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1 << 20
@@ -209,7 +210,7 @@ def _explain(problem: dict[str, Any]) -> str:
 def _keys_at(path: Sequence[str]) -> list[str]:
     """List the keys that are known at a place of the configuration."""
     if path[:2] == ["merge", "methods"]:
-        return list(Range.model_fields)
+        return FORM_KEYS
     sections: dict[str, type[BaseModel]] = {"founders": FounderSpec, "tasks": TaskSpec}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -2,72 +2,16 @@
 
 import math
 import re
-import sys
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
+
+from kinray.config.hyperparameters import ParamSpec
+from kinray.config.section import Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_A_FOUNDER = re.compile(r"g\d+-.*|base|average|.*\.holdout")
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and strict about its keys and numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Range(Section):
-    """A range of numbers that the search explores."""
-
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    log: bool = False
-    """Whether to explore it on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"range from {self.low:g} to {self.high:g}: low must be below high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic range must start above 0, not at {self.low:g}")
-        return self
-
-
-class PerModel(Section):
-    """A value (or range, or choices) of its own for each parent, the higher ranked parent first."""
-
-    models: "list[OneValue]" = Field(min_length=1)
-
-
-def _one_value(value: Any) -> Any:
-    """Read a value, a range or a list of choices; one branch is chosen by the form, so that errors are about it alone."""
-    if isinstance(value, bool | Range):
-        return value
-    if isinstance(value, int | float):
-        if not abs(value) <= sys.float_info.max:  # also for integers that no float can hold
-            raise ValueError("a number must be finite")
-        return float(value)
-    if isinstance(value, dict):
-        return Range.model_validate(value)
-    if isinstance(value, list) and value and all(isinstance(entry, bool | int | float) for entry in value):
-        return [_one_value(entry) for entry in value]
-    raise ValueError("expected a number, true or false, a range {low, high, log}, or a list of choices")
-
-
-def _param_spec(value: Any) -> Any:
-    if isinstance(value, PerModel):
-        return value
-    return PerModel.model_validate(value) if isinstance(value, dict) and "models" in value else _one_value(value)
-
-
-# Any, since pydantic would serialise a union by trying all of its branches.
-OneValue = Annotated[Any, PlainValidator(_one_value)]
-ParamSpec = Annotated[Any, PlainValidator(_param_spec)]
-"""A hyperparameter: a value, a range {low, high, log}, a list of choices, or {models: [one of these for each parent]}."""
 
 
 def _count(value: Any) -> Any:
@@ -76,7 +20,16 @@ def _count(value: Any) -> Any:
     raise ValueError("expected auto or a whole number from 1 to 4096")
 
 
+def _gigabytes(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e6:
+        return float(value)
+    raise ValueError("expected auto or a number of GB from 0 (none) to 1000000")
+
+
 Count = Annotated[Any, PlainValidator(_count)]
+Gigabytes = Annotated[Any, PlainValidator(_gigabytes)]
 
 
 class FounderSpec(Section):
@@ -177,6 +130,19 @@ class MergeConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """In which children are scored and exported; merges themselves are float32."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_slices(cls, value: Any) -> Any:
+        methods = value.get("methods") if isinstance(value, dict) else None
+        places = {"": value, "methods": methods, **(methods if isinstance(methods, dict) else {})}
+        for place, keys in places.items():
+            if word := next((word for word in ("slices", "layer_range") if isinstance(keys, dict) and word in keys), None):
+                raise ValueError(
+                    f"'{word}'{place and f' in {place!r}'}: a search merges whole models, not slices of layers. Remove it; "
+                    "what differs from layer to layer is written {low: 0.2, high: 0.8, layers: 4} or {layers: [0.2, 0.5, 0.8]}"
+                )
+        return value
+
     @field_validator("methods", mode="before")
     @classmethod
     def _bare_methods(cls, value: Any) -> Any:
@@ -217,6 +183,8 @@ class ClusterConfig(Section):
     """Actors that hold the founders' tensors for kinship. auto: one for each GPU; without GPUs one for each node."""
     retries: int = Field(default=2, ge=0, le=100)
     """How often a child whose evaluation broke is tried again."""
+    parent_cache_gb: Gigabytes = "auto"
+    """Disk in each node's temporary folder for the weights of children that are parents. auto: a quarter of what is free."""
 
 
 class Config(Section):
@@ -232,13 +200,13 @@ class Config(Section):
     """Make the built-in tiny models and tasks and use them as base, founders and tasks."""
     tasks: list[TaskSpec] = Field(default=[])
     """What children are scored on."""
-    task_paths: list[str] = []
+    task_paths: list[str] = Field(default=[])
     """Folders with lm-eval task files of your own."""
     search: SearchConfig = SearchConfig()
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
-    loggers: list[Literal["mlflow", "wandb"]] = []
+    loggers: list[Literal["mlflow", "wandb"]] = Field(default=[])
     """Where else every child's scores are logged, through Ray Tune; their own environment variables configure them."""
     output: str = "runs/search"
     """The run folder."""

@@ -15,7 +15,7 @@ import torch
 
 from kinray.checkpoints.header import DTYPE_BYTES, read_header
 from kinray.checkpoints.identity import count_not_finite
-from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, raw
+from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, data_of
 from kinray.core.recipe import Recipe
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RunError
@@ -122,7 +122,7 @@ def write_model(
     sums: dict[str, int] = {}
 
     def work(tensor: Making) -> int:
-        data = raw(tensor.make())
+        data = data_of(tensor.make())
         _check_finite(tensor, data)
         writer.write(tensor.name, data)
         if checksums:

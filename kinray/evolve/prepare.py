@@ -81,6 +81,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
         check_vacant(Path(config.output))
     config = _absolute(config)
     models = _open(config, note)
+    spaces = [space.fitted(models.names) for space in spaces]
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
     note("checking that transformers can build the model")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kinray.core.methods import method_named
+from kinray.core.methods import Parameter, method_named
 from kinray.core.parameters import ParamValue, Varied
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 
@@ -44,7 +44,9 @@ def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
     models = []
     for number, parent in enumerate(merge.parents):
         own = {
-            name: _setting(value[number]) for name, value in params.items() if name in per_model and isinstance(value, tuple)
+            name: _setting(value[number], method.parameter(name))
+            for name, value in params.items()
+            if name in per_model and isinstance(value, tuple)
         }
         models.append({"model": labels[parent.digest]} | ({"parameters": own} if own else {}))
     document: dict[str, Any] = {"merge_method": merge.method, "models": models}
@@ -53,17 +55,21 @@ def _document(merge: Merge, labels: Mapping[str, str]) -> dict[str, Any]:
         document["base_model"] = labels[merge.base.digest]
     elif method.first_is_base:
         document["base_model"] = labels[merge.parents[0].digest]
-    shared = {name: _setting(value) for name, value in params.items() if name not in per_model}
+    shared = {name: _setting(value, method.parameter(name)) for name, value in params.items() if name not in per_model}
     return document | ({"parameters": shared} if shared else {})
 
 
-def _setting(value: ParamValue) -> Any:
-    """Write a value as mergekit does: what varies as a list of filters, or as a bare gradient where it has none."""
+def _setting(value: ParamValue, parameter: Parameter) -> Any:
+    """Write a value as mergekit does: what varies as a list of filters, or as a bare gradient where it has none.
+
+    The default stands last where no case fits all tensors, since mergekit has other defaults, or none.
+    """
     if not isinstance(value, Varied):
         return value
+    every = any(not word for word, _ in value.cases)
     cases = [
         ({"filter": word} if word else {}) | {"value": knots[0] if len(knots) == 1 else list(knots)}
-        for word, knots in value.cases
+        for word, knots in (*value.cases, *([] if every else [("", (parameter.default,))]))
     ]
     return cases if "filter" in cases[0] else cases[0]["value"]
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from kinray.core.parameters import Knots, Varied
 from kinray.core.recipe import Merge
 from kinray.core.scores import Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
@@ -16,7 +18,7 @@ _PARTS = {"evaluate": "evaluating", "merge": "merging", "copy": "copying", "wait
 """Parts of a child's seconds in the children table, and what they are called."""
 
 _SHOWN = 6
-"""Matings of a generation that are named."""
+"""Matings of a generation that are named, and knots of a gradient that are written."""
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -121,5 +123,23 @@ def _value(value: Any) -> str:
     if isinstance(value, tuple) and len(set(value)) == 1:
         return _value(value[0])  # as in a configuration, one number for all models
     if isinstance(value, tuple):
-        return "[" + ", ".join(f"{entry:.3g}" for entry in value) + "]"
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Varied):
+        return _varied(value)
     return str(value).lower() if isinstance(value, bool | str) else f"{value:.3g}"
+
+
+def _varied(value: Varied) -> str:
+    """Write a value that varies as ``{attn: 0.2→0.5, mlp|experts: 0.3, rest: 1}``; a gradient alone as ``0.2→0.5``."""
+    if [word for word, _ in value.cases] == [""]:
+        return _gradient(value.cases[0][1])
+    groups = groupby(value.cases, key=lambda case: case[1])
+    named = [("|".join(word.strip(".") or "rest" for word, _ in cases), _gradient(knots)) for knots, cases in groups]
+    return "{" + ", ".join(f"{words}: {gradient}" for words, gradient in named) + "}"
+
+
+def _gradient(knots: Knots) -> str:
+    shown = [_value(knot) for knot in knots]
+    if len(shown) > _SHOWN + 1:
+        shown = [*shown[: _SHOWN - 1], "…", f"{shown[-1]} ({len(knots)} knots)"]
+    return "→".join(shown)

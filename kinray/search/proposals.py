@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from kinray.config import Range
 from kinray.core.recipe import Merge, ParamValue
-from kinray.search.space import Dimension, MethodSpace, Single
+from kinray.search.dimensions import Dimension, Single
+from kinray.search.space import MethodSpace
 
 if TYPE_CHECKING:
     import optuna

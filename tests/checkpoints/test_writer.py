@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kinray.checkpoints import writer as writer_module
 from kinray.checkpoints.folder import open_checkpoint
 from kinray.checkpoints.header import read_header
-from kinray.checkpoints.writer import CODES, WeightWriter, check_room, copy_tokenizer, folder_replacing, raw
+from kinray.checkpoints.writer import CODES, WeightWriter, check_room, copy_tokenizer, data_of, folder_replacing
 from kinray.errors import RunError
 from tests.helpers import random_tensors
 
@@ -25,7 +25,7 @@ def write(folder: Path, tensors: dict[str, Tensor], dtype: str, shard_bytes: int
     """Write tensors in an order that is not that of the files."""
     writer = WeightWriter(folder, {name: (CODES[dtype], tensor.shape) for name, tensor in tensors.items()}, shard_bytes)
     for name in sorted(tensors, reverse=True):
-        writer.write(name, raw(tensors[name]))
+        writer.write(name, data_of(tensors[name]))
     writer.finish()
     return writer.nbytes
 
@@ -111,7 +111,7 @@ def test_tensors_keep_dtypes_of_their_own(tmp_path: Path) -> None:
     tensors = {"weight": torch.ones(3).bfloat16(), "positions": torch.arange(5)}
     files = WeightWriter(tmp_path, {"weight": ("BF16", (3,)), "positions": ("I64", (5,))})
     for name, tensor in tensors.items():
-        files.write(name, raw(tensor))
+        files.write(name, data_of(tensor))
     files.finish()
 
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_all(tmp_path).items())

@@ -1,5 +1,6 @@
 """The searcher between Tune and the policy, driven by hand: no Ray session, no models."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,21 @@ class Quiet:
         self.remembered += remembered
 
 
-def a_config(folder: Path) -> Config:
+RANGE: Mapping[str, Any] = {"slerp": {"t": {"low": 0.1, "high": 0.9}}, "linear": {}}
+LAYERED: Mapping[str, Any] = {
+    "slerp": {"t": {"attention": {"low": 0.1, "high": 0.9, "layers": 3}, "mlp": [0.3, 0.5], "rest": 0.5}},
+    "linear": {"weight": {"models": [1, {"low": 0.5, "high": 1, "layers": 2}]}},
+}
+
+
+def a_config(folder: Path, methods: Mapping[str, Any] = RANGE) -> Config:
     return parse_config(
         {
             "base": "b",
             "founders": ["ann", "bob", "cid"],
             "tasks": ["task"],
             "search": {"k": 2, "max_children": 8},
-            "merge": {"methods": {"slerp": {"t": {"low": 0.1, "high": 0.9}}, "linear": {}}},
+            "merge": {"methods": methods},
             "output": str(folder),
         }
     )
@@ -134,10 +142,13 @@ def test_the_order_of_completion_does_not_change_the_records(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("trials", [1, 4, 6, 9])
 @pytest.mark.parametrize("state_lost", [False, True])
-def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(tmp_path: Path, trials: int, state_lost: bool) -> None:
-    unbroken = RunFolder.create(a_config(tmp_path / "unbroken"), {})
+@pytest.mark.parametrize("methods", [RANGE, LAYERED], ids=["range", "layered"])
+def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(
+    tmp_path: Path, methods: Mapping[str, Any], trials: int, state_lost: bool
+) -> None:
+    unbroken = RunFolder.create(a_config(tmp_path / "unbroken", methods), {})
     play(a_searcher(unbroken, FakeEvaluators())[0])
-    cut = RunFolder.create(a_config(tmp_path / "cut"), {})
+    cut = RunFolder.create(a_config(tmp_path / "cut", methods), {})
     play(a_searcher(cut, FakeEvaluators())[0], stop_after=trials)
     recorded = len(cut.rows())
     cut.close()

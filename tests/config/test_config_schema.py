@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinray.config import Config, PerModel, Range, parse_config
+from kinray.config import Config, Filters, LayeredRange, Layers, PerModel, Range, parse_config
 from kinray.errors import ConfigError
 
 LEAST: dict[str, Any] = {"base": "models/base", "founders": ["models/math", "models/chat"], "tasks": ["arc_easy"]}
@@ -45,11 +45,18 @@ FULL: dict[str, Any] = {
                 "normalize": [True, False],
             },
             "linear": None,
+            "sce": {"select_topk": {"low": 0.1, "high": 1, "layers": 4}},
+            "karcher": {"tol": {"layers": [1e-6, {"low": 1e-6, "high": 1e-5}, [1e-5, 1e-4]]}},
+            "della": {
+                "density": {
+                    "models": [0.5, {"mlp": [0.4, 0.5], "attention": {"low": 0.4, "high": 0.6, "layers": 3}, "rest": 1}]
+                }
+            },
         },
         "dtype": "float32",
     },
     "evaluation": {"batch_size": 4, "holdout": 0, "max_length": 512},
-    "cluster": {"evaluators": 3, "shards": "auto", "retries": 0},
+    "cluster": {"evaluators": 3, "shards": "auto", "retries": 0, "parent_cache_gb": 1.5},
     "seed": 7,
 }
 
@@ -69,6 +76,11 @@ def test_forms_of_a_hyperparameter() -> None:
     assert ties["weight"] == PerModel(models=[1.0, Range(low=0.1, high=2, log=True)])
     assert ties["density"] == [0.2, 0.5, 1.0]
     assert ties["normalize"] == [True, False]
+    assert parse_config(FULL).merge.methods["sce"]["select_topk"] == LayeredRange(low=0.1, high=1, layers=4)
+    assert parse_config(FULL).merge.methods["karcher"]["tol"] == Layers(layers=[1e-6, Range(low=1e-6, high=1e-5), [1e-5, 1e-4]])
+    assert parse_config(FULL).merge.methods["della"]["density"] == PerModel(
+        models=[0.5, Filters(attention=LayeredRange(low=0.4, high=0.6, layers=3), mlp=[0.4, 0.5], rest=1.0)]
+    )
     assert parse_config(FULL).merge.methods["linear"] == {}
 
 
@@ -81,7 +93,7 @@ def test_forms_of_a_hyperparameter() -> None:
         ({"merge": {"methods": {"slerp": {"t": {"lowe": 0, "high": 1}}}}}, "'merge.methods.slerp.t.lowe'. Did you mean 'low'"),
         ({"founders": [{"model": "a", "revison": "x"}, "b"]}, "'founders.0.revison'. Did you mean 'revision'"),
         ({"tasks": [{"name": "a", "wieght": 2}]}, "'tasks.0.wieght'. Did you mean 'weight'"),
-        ({"cluster": {"xyz": 2}}, "'cluster.xyz'. Known: address, evaluators, retries, shards"),
+        ({"cluster": {"xyz": 2}}, "'cluster.xyz'. Known: address, evaluators, parent_cache_gb, retries, shards"),
     ],
 )
 def test_unknown_key_gets_a_suggestion(key: dict[str, Any], meant: str) -> None:
@@ -124,6 +136,15 @@ def test_unknown_key_gets_a_suggestion(key: dict[str, Any], meant: str) -> None:
         ({"evaluation": {"holdout": 1}}, "'evaluation.holdout' is 1: input should be less than 1"),
         ({"cluster": {"shards": 0}}, "'cluster.shards' is 0: expected auto or a whole number from 1 to 4096"),
         ({"cluster": {"shards": True}}, "'cluster.shards' is True: expected auto"),
+        ({"cluster": {"parent_cache_gb": -1}}, "'cluster.parent_cache_gb' is -1: expected auto or a number of GB from 0"),
+        ({"cluster": {"parent_cache_gb": True}}, "'cluster.parent_cache_gb' is True: expected auto"),
+        ({"cluster": {"parent_cache_gb": float("nan")}}, "'cluster.parent_cache_gb' is nan: expected auto"),
+        ({"merge": {"methods": {"slerp": {"slices": [{"sources": []}]}}}}, "merge: 'slices' in 'slerp': a search merges whole"),
+        (
+            {"merge": {"methods": {"ties": {"layer_range": [0, 8]}}}},
+            "'layer_range' in 'ties': .*Remove it; what differs",
+        ),
+        ({"merge": {"slices": [], "methods": ["slerp"]}}, "merge: 'slices': a search merges whole models"),
         ({"cluster": {"evaluators": "many"}}, "'cluster.evaluators' is 'many': expected auto"),
         ({"seed": -1}, "'seed' is -1"),
         ({"seed": 1 << 32}, "'seed' is 4294967296: input should be less than 4294967296"),
@@ -146,13 +167,27 @@ def test_mistake_gets_a_sentence(more: dict[str, Any], message: str) -> None:
         (10**400, "'merge.methods.slerp.t' is 1000.*: a number must be finite"),
         ("half", "'merge.methods.slerp.t' is 'half': expected a number, true or false, a range"),
         ([], r"'merge.methods.slerp.t' is \[\]: expected a number"),
-        ([0.5, "x"], "or a list of choices"),
-        ([0.5, [0.5]], "or a list of choices"),
+        ([0.5, "x"], "a list of choices"),
+        ([0.5, [0.5]], "a list of choices"),
         ([0.5, float("inf")], "a number must be finite"),
         (None, "is None: expected a number"),
         ({"models": []}, "list should have at least 1 item"),
-        ({"models": [0.5], "log": True}, "unknown key 'merge.methods.slerp.t.log'"),
-        ({"models": [{"models": [1]}]}, "unknown key 'merge.methods.slerp.t.models.0.models'"),
+        ({"models": [0.5], "log": True}, "slerp.t: 'log' does not stand beside 'models', but within it"),
+        ({"models": [{"models": [1]}]}, r"slerp.t.models.0: models stand outermost, then filters \(attention, mlp, rest\)"),
+        ({"low": 0, "high": 1, "layers": 1}, "'merge.methods.slerp.t.layers' is 1: input should be greater than or equal to 2"),
+        ({"low": 0, "high": 1, "layers": 257}, "t.layers' is 257: input should be less than or equal to 256"),
+        ({"low": 1, "high": 0, "layers": 4}, "range from 1 to 0: low must be below high"),
+        ({"layers": 4}, "'merge.methods.slerp.t.low' is missing"),
+        ({"layers": [0.5]}, "'merge.methods.slerp.t.layers' is .*: list should have at least 2 items"),
+        ({"layers": [0.5, {"low": 0, "high": 1, "layers": 2}]}, "slerp.t.layers.1: models stand outermost"),
+        ({"layers": [0.5, "x"]}, "'merge.methods.slerp.t.layers.1' is 'x': expected a number"),
+        ({"attenton": 0.5}, "slerp.t: there is no 'attenton'. Did you mean 'attention'"),
+        ({"attention": 0.5, "mpl": 0.5}, "unknown key 'merge.methods.slerp.t.mpl'. Did you mean 'mlp'"),
+        ({"attention": {"low": 1, "high": 0}}, "slerp.t.attention: range from 1 to 0"),
+        ({"attention": {"mlp": 0.5}}, "slerp.t.attention: models stand outermost"),
+        ({"attention": {"models": [0.5, 0.5]}}, "slerp.t.attention: models stand outermost"),
+        ({"attention": None}, "t.attention' is None: expected a number"),
+        ({"attention": 0.5, "layers": 4}, "slerp.t: 'layers' does not stand beside 'attention', but within it"),
     ],
 )
 def test_mistake_in_a_hyperparameter_gets_a_sentence(spec: Any, message: str) -> None:
@@ -197,3 +232,9 @@ def test_arbitrary_value_anywhere_is_read_or_a_config_error(path: str, value: An
     except ConfigError:
         return
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_filters_that_are_not_given_are_not_saved() -> None:
+    config = parse(merge={"methods": {"slerp": {"t": {"mlp": 0.5}}}})
+
+    assert config.model_dump(mode="json")["merge"]["methods"] == {"slerp": {"t": {"mlp": 0.5}}}

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kinray.core.recipe import from_nodes
+from kinray.core.parameters import Varied
+from kinray.core.recipe import Merge, from_nodes
 from kinray.core.scores import Failed, Result, Scored
 from kinray.search.population import Child
 from tests.records.results import ANN, BOB, CHILDREN, FOUNDERS, SLERP, TIES, begin, reopened, scores
@@ -109,6 +110,17 @@ def test_a_row_holds_the_recipe_itself(tmp_path: Path) -> None:
     (row,) = run.rows()
     assert from_nodes(json.loads(row["recipe"])) == TIES.recipe
     assert row["digest"] == TIES.recipe.digest
+
+
+def test_a_row_tells_what_varies_over_the_model(tmp_path: Path) -> None:
+    t = Varied((("attn.", (0.25, 0.5)), ("", (1,))))
+    child = Child(2, "g1-1", 1, "merge", Merge("slerp", (ANN, BOB), {"t": t}), ("ann", "bob"), 0.125)
+    run = begin(tmp_path / "run")
+    run.record(child, scores(0.75), None)
+
+    (row,) = reopened(run).rows()
+    assert row["params"] == '{"t":{"cases":[{"filter":"attn.","value":[0.25,0.5]},{"value":[1.0]}]}}'
+    assert from_nodes(json.loads(row["recipe"])) == child.recipe
 
 
 def test_a_failed_child_has_a_row_with_its_error_and_no_score(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
 import yaml
 
+from kinray.core.layers import depths
+from kinray.core.methods import METHODS
+from kinray.core.parameters import Varied
 from kinray.core.recipe import Recipe
 from kinray.report.recipe_yaml import founders_of, recipe_yaml
 from tests.helpers import founder, merge
@@ -57,6 +61,42 @@ def test_a_method_without_a_base_names_none() -> None:
     (document,) = documents(merge("linear", ANN, BOB))
 
     assert "base_model" not in document
+
+
+def as_mergekit_reads(setting: Any, name: str, depth: float) -> Any:
+    """Evaluate a setting as mergekit 0.1.4 does: the first filter that is part of the name; a list of numbers is a gradient."""
+    if not isinstance(setting, list):
+        return setting
+    if all(isinstance(entry, int | float) for entry in setting):
+        place = depth * (len(setting) - 1)
+        left = min(int(place), len(setting) - 2)
+        return (1 - (place - left)) * setting[left] + (place - left) * setting[left + 1]
+    conditions = [entry for entry in setting if entry.get("filter") is None or entry["filter"] in name]
+    return as_mergekit_reads(conditions[0]["value"], name, depth)
+
+
+NAMES = ["embed.weight", *(f"layers.{layer}.{part}.weight" for layer in range(3) for part in ("self_attn.q", "mlp.up", "norm"))]
+
+
+def test_filters_and_layers_are_read_as_they_were_meant() -> None:
+    t = Varied((("attn.", (0.1, 0.9)), ("mlp.", (0.2, 0.4, 0.8)), ("experts.", (0.2, 0.4, 0.8)), ("", (0.5,))))
+    weight = Varied((("mlp.", (0.25,)),))
+    slerp, ties = merge("slerp", ANN, BOB, t=t), merge("ties", ANN, BOB, base=BASE, weight=(weight, 0.75), normalize=False)
+
+    (one,), (other,) = documents(slerp), documents(ties)
+
+    assert one["parameters"]["t"][0] == {"filter": "attn.", "value": [0.1, 0.9]}
+    assert other["models"][0]["parameters"]["weight"] == [{"filter": "mlp.", "value": 0.25}, {"value": 1.0}]
+    for name, depth in depths(NAMES).items():
+        assert as_mergekit_reads(one["parameters"]["t"], name, depth) == pytest.approx(t.at(name, depth))
+        ours = METHODS["ties"].per_tensor(ties.params, 2, {name: depth})[0]["weight"]
+        assert tuple(as_mergekit_reads(m["parameters"]["weight"], name, depth) for m in other["models"]) == ours
+
+
+def test_a_gradient_for_all_tensors_is_a_bare_list() -> None:
+    (document,) = documents(merge("slerp", ANN, BOB, t=Varied((("", (0.1, 0.9)),))))
+
+    assert document["parameters"] == {"t": [0.1, 0.9]}
 
 
 def test_steps_come_before_what_they_are_needed_for_and_only_the_last_is_rounded() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from kinray.core.parameters import Varied
 from kinray.core.scores import Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.report.wording import (
@@ -101,6 +102,26 @@ def test_equal_values_of_all_models_are_written_once() -> None:
     a, b = founder("a"), founder("b")
 
     assert describe_merge(merge("ties", a, b, density=(0.5, 0.5), normalize=True)) == "ties density=0.5 normalize=true"
+
+
+def test_a_value_that_varies_is_written_by_filter_and_from_the_first_layer_to_the_last() -> None:
+    a, b = founder("a"), founder("b")
+    rising = Varied((("", (0.2, 0.5, 0.8125)),))
+    filtered = Varied((("attn.", (0.25, 0.5)), ("mlp.", (0.5,)), ("experts.", (0.5,)), ("", (1,))))
+
+    assert describe_merge(merge("slerp", a, b, t=rising)) == "slerp t=0.2→0.5→0.812"
+    assert describe_merge(merge("slerp", a, b, t=filtered)) == "slerp t={attn: 0.25→0.5, mlp|experts: 0.5, rest: 1}"
+    assert describe_merge(merge("ties", a, b, weight=(rising, 1))) == "ties weight=[0.2→0.5→0.812, 1]"
+    assert describe_merge(merge("ties", a, b, weight=(rising, rising))) == "ties weight=0.2→0.5→0.812"
+    assert describe_merge(merge("ties", a, b, normalize=Varied((("mlp.", (True,)),)))) == "ties normalize={mlp: true}"
+
+
+def test_a_long_gradient_is_cut() -> None:
+    knots = tuple(number / 64 for number in range(64))
+
+    text = describe_merge(merge("slerp", founder("a"), founder("b"), t=Varied((("", knots),))))
+
+    assert text == "slerp t=0→0.0156→0.0312→0.0469→0.0625→…→0.984 (64 knots)"
 
 
 def test_a_founder_is_described_by_nothing() -> None:

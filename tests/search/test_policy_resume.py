@@ -28,11 +28,18 @@ OPEN: Mapping[str, Any] = {
     "ties": {"density": [0.2, 0.5], "normalize": [True, False]},
 }
 ABC = ["a", "b", "c"]
+LAYERED: Mapping[str, Any] = {
+    "slerp": {"t": {"attention": {"low": 0.1, "high": 0.9, "layers": 3}, "mlp": [0.3, 0.5], "rest": 0.5}},
+    "della": {
+        "density": {"low": 0.3, "high": 0.6, "layers": 2},
+        "weight": {"models": [{"layers": [1, {"low": 0.5, "high": 1}]}, {"mlp": {"low": 0.1, "high": 1, "log": True}}]},
+    },
+}
 CHOICES: Mapping[str, Any] = {"slerp": {"t": [0.25, 0.5]}, "linear": {}}
 
 searches = st.fixed_dictionaries(
     {
-        "methods": st.sampled_from([FIXED, OPEN, CHOICES]),
+        "methods": st.sampled_from([FIXED, OPEN, CHOICES, LAYERED]),
         "seed": st.integers(0, 1000),
         "policy": st.sampled_from(["kinship", "kinship", "greedy", "random"]),
         "kinship": st.sampled_from(["pcc", "cs", "ed"]),
@@ -92,8 +99,9 @@ def test_restart_at_any_moment_goes_on_to_the_same_lineage(settings: dict[str, A
     assert search.state_dict() == expected.state_dict()
 
 
-def test_restarts_do_happen_in_the_test_above() -> None:
-    settings = {"methods": OPEN, "seed": 1, "children_per_mating": 2, "max_children": 60}
+@pytest.mark.parametrize("methods", [OPEN, LAYERED], ids=["open", "layered"])
+def test_restarts_do_happen_in_the_test_above(methods: Mapping[str, Any]) -> None:
+    settings = {"methods": methods, "seed": 1, "children_per_mating": 2, "max_children": 60}
 
     _, restarts = run_with_restarts(settings, random.Random(0))
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinray.core.parameters import Varied
 from kinray.core.recipe import Merge
 from kinray.search.proposals import FixedProposer, OptunaProposer, Proposal, Proposer
 from tests.helpers.recipes import founder
@@ -20,6 +21,11 @@ MIXED: Mapping[str, Any] = {
     "slerp": {"t": {"low": 0.2, "high": 0.8}},
     "linear": {"weight": {"models": [1, {"low": 0.5, "high": 2}]}, "normalize": [True, False]},
     "ties": {"density": {"low": 0.01, "high": 1, "log": True}, "lambda": [0.5, 1.0], "normalize": True},
+}
+CHOICES: Mapping[str, Any] = {"slerp": {"t": [0.3, 0.5]}, "linear": {}}
+LAYERED: Mapping[str, Any] = {
+    "slerp": {"t": {"attention": {"low": 0.2, "high": 0.8, "layers": 3}, "mlp": [0.25, 0.75]}},
+    "linear": {"weight": {"models": [{"low": 0.5, "high": 2, "layers": 2}, 1]}},
 }
 
 
@@ -87,6 +93,29 @@ def test_proposals_follow_seed_number_and_attempt() -> None:
     assert search.propose(5, 0) != search.propose(5, 1) != search.propose(6, 0)
 
 
+def test_knots_are_proposed_one_by_one() -> None:
+    values = [params["t"] for method, params in first(proposer(LAYERED), 30) if method == "slerp"]
+
+    attention = [value.cases[0][1] for value in values if isinstance(value, Varied)]
+    assert len(attention) == len(values) > 5
+    assert all(len(knots) == 3 and all(0.2 <= knot <= 0.8 for knot in knots) for knots in attention)
+    assert len({knot for knots in attention for knot in knots}) == 3 * len(attention)
+
+
+def test_gains_of_layers_are_learnt_from() -> None:
+    search = proposer({"slerp": {"t": {"low": 0.0, "high": 1.0, "layers": 2}}})
+    misses = []
+    for number in range(60):
+        proposal = search.propose(number, 0)
+        t = proposal[1]["t"]
+        assert isinstance(t, Varied)
+        (left, right) = t.cases[0][1]
+        misses.append(abs(left - 0.2) + abs(right - 0.8))
+        search.learn(recipe(proposal), -misses[-1])
+
+    assert statistics.mean(misses[-20:]) < 0.45  # at random: 0.68
+
+
 def test_gains_are_learnt_from() -> None:
     search = proposer(T)
     misses = []
@@ -103,7 +132,7 @@ generations = st.lists(
 )
 
 
-@pytest.mark.parametrize("methods", [T, MIXED, {"slerp": {"t": [0.3, 0.5]}, "linear": {}}], ids=["range", "mixed", "choices"])
+@pytest.mark.parametrize("methods", [T, MIXED, LAYERED, CHOICES], ids=["range", "mixed", "layered", "choices"])
 @given(generations)
 def test_taught_anew_it_goes_on_as_the_first(methods: Mapping[str, Any], history: list[list[tuple[int, float | None]]]) -> None:
     """Each child of a generation: how many proposals were turned down before it, and its gain."""
