@@ -1,5 +1,6 @@
 """Evaluator actors: long-lived processes with a resident model, each scoring one child at a time."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +13,23 @@ from kinray.config import Config
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.scores import Failed, Result
 from kinray.core.statistics import Statistics
+from kinray.engine.parent_cache import ParentCache
 from kinray.evaluation.tasks import Split
+
+_CLOSING = 10.0
+"""Seconds that evaluators have to clean up."""
 
 _REMEMBERED = 4
 """Results that an evaluator keeps, so that asking again for one that was just scored costs nothing."""
+
+
+CacheOfRun = tuple[str, float | str]
+"""What ``ParentCache.of_run`` takes: the run, and the budget in gigabytes."""
+
+
+def cache_of(config: Config) -> CacheOfRun:
+    """Say which cache of parents the nodes keep for a run; asked where its output folder is a path."""
+    return hashlib.sha256(os.path.abspath(config.output).encode()).hexdigest()[:16], config.cluster.parent_cache_gb
 
 
 class Evaluator:
@@ -26,13 +40,16 @@ class Evaluator:
         config: of the run.
         device: ``cpu`` or ``cuda``.
         folder: working folder of the driver, which tasks' relative paths start from.
+        cache: of parents' weights on its node.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], config: Config, device: str, folder: str) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], config: Config, device: str, folder: str, cache: CacheOfRun) -> None:
         if os.path.isdir(folder):
             os.chdir(folder)
         self._specs, self._config, self._device = specs, config, device
         self._scorer: Any = None
+        self._cache_of_run = cache
+        self._cache: ParentCache | None = None
         self._results: dict[tuple[str, Split], Result] = {}
         self._failures: dict[tuple[str, Split], int] = {}
 
@@ -41,8 +58,14 @@ class Evaluator:
         from kinray.evaluation.scorer import Scorer
 
         if self._scorer is None:
-            self._scorer = Scorer(self._specs, None, self._config, self._device)
+            self._cache = ParentCache.of_run(*self._cache_of_run)
+            self._scorer = Scorer(self._specs, None, self._config, self._device, self._cache)
         return True
+
+    def close(self) -> None:
+        """Remove what this node keeps of the run."""
+        if self._cache is not None:
+            self._cache.clear()
 
     def score(self, nodes: list[dict[str, Any]], split: Split, statistics: Statistics) -> Result:
         """Score a recipe on a split. Asked again for the same, it answers from memory.
@@ -90,7 +113,7 @@ class Evaluators:
                 scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": environment if session.device == "cpu" else {}},
                 **resources,
-            ).remote(specs, config, session.device, os.getcwd())
+            ).remote(specs, config, session.device, os.getcwd(), cache_of(config))
             for name in self.names
         ]
         for handle in self._actors:
@@ -135,6 +158,10 @@ class Evaluators:
                 else:
                     results[number] = Failed(_reason(error))
         return [results[number] for number in range(len(jobs))]
+
+    def close(self) -> None:
+        """Let the evaluators remove what they keep on their nodes; one that is lost or busy is not waited for."""
+        ray.wait([handle.close.remote() for handle in self._actors], num_returns=len(self._actors), timeout=_CLOSING)
 
 
 def _reason(error: Exception) -> str:

@@ -9,10 +9,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinray.checkpoints.models import Models, ModelSpec, open_models
+from kinray.cluster.evaluator import CacheOfRun
 from kinray.core.algebra import Products
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.statistics import Statistics
 from kinray.engine.gram import Progress
+from kinray.engine.parent_cache import ParentCache
 from kinray.errors import RunError
 
 _BUNDLES = 16
@@ -27,9 +29,17 @@ class Shard:
         names: the tensors that the shard owns.
         device: ``cpu`` or ``cuda``.
         rows: tensors of which only the first rows count in statistics.
+        cache: of parents' weights on its node, if there is one.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], names: Sequence[str], device: str, rows: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        names: Sequence[str],
+        device: str,
+        rows: Mapping[str, int],
+        cache: CacheOfRun | None = None,
+    ) -> None:
         import torch
 
         from kinray.engine.materialise import Materialiser
@@ -37,7 +47,8 @@ class Shard:
 
         self._device, self._rows = torch.device(device), rows
         self._models = placed(open_models(specs), names, self._device)
-        self._materialiser = Materialiser(self._models, device=device)
+        kept = None if cache is None else ParentCache.of_run(*cache)
+        self._materialiser = Materialiser(self._models, device=device, cache=kept)
 
     def gram(self, names: Sequence[str]) -> Statistics:
         """Return the statistics of some tensors."""
@@ -67,14 +78,22 @@ class Shards:
         count: number of shards; at most one for each tensor.
         device: ``cpu``, or ``cuda`` for a GPU to each shard.
         rows: tensors of which only the first rows count in statistics.
+        cache: of parents' weights on each node, if there is one.
     """
 
-    def __init__(self, models: Models, count: int, device: str = "cpu", rows: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        count: int,
+        device: str = "cpu",
+        rows: Mapping[str, int] | None = None,
+        cache: CacheOfRun | None = None,
+    ) -> None:
         actor = ray.remote(num_cpus=0, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Shard)
         self._models = models
         self._owned = balance({name: self._bytes(name) for name in models.names}, count)
         self._actors = [
-            actor.options(scheduling_strategy=place).remote(models.specs, names, device, rows or {})
+            actor.options(scheduling_strategy=place).remote(models.specs, names, device, rows or {}, cache)
             for names, place in zip(self._owned, _places(device), strict=False)
         ]
         self._statistics: Any = None

@@ -6,7 +6,9 @@ unrounded; only the tensor at hand and the parents it needs are in memory. The c
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from kinray.core.methods.blocks import Operands, weighted_sum
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
 from kinray.engine.gram import tensor_statistics
+from kinray.engine.parent_cache import ParentCache, Put
 from kinray.errors import RecipeError
 
 
@@ -30,11 +33,13 @@ class Plan:
     Args:
         nodes: the model, and the ancestors that no collapse makes needless, parents first.
         linear: those of them that are weighted sums of founders.
+        kept: those of them that are read from the cache.
         rows: (T, M) coefficients of their δ on [θ0, δ1 … δN] by digest; empty where they follow from each tensor's angles.
     """
 
     nodes: tuple[Recipe, ...]
     linear: frozenset[str]
+    kept: frozenset[str]
     rows: Mapping[str, Float64]
 
     @property
@@ -46,7 +51,7 @@ class Plan:
         for node in self.nodes:
             if not isinstance(node, Merge):
                 continue
-            applied = node.digest not in self.linear
+            applied = node.digest not in self.linear | self.kept
             most = max(most, len(living) + (method_named(node.method).buffers if applied else 0))
             living.add(node.digest)
             for parent in node.parents if applied else ():
@@ -58,7 +63,7 @@ class Plan:
     @property
     def applied(self) -> list[Merge]:
         """Those that are computed from their parents' tensors."""
-        return [node for node in self.nodes if isinstance(node, Merge) and node.digest not in self.linear]
+        return [node for node in self.nodes if isinstance(node, Merge) and node.digest not in self.linear | self.kept]
 
 
 class Materialiser:
@@ -71,6 +76,7 @@ class Materialiser:
         statistics: their Gram matrices, which the angle of slerp follows from; measured tensor by tensor if not given.
         device: where to compute.
         tensor_depths: how deep each tensor lies, 0 to 1, where it does not follow from the names of the models' tensors.
+        cache: keeps the weights of parents that are no weighted sums, so that a deep lineage costs one merge.
     """
 
     def __init__(
@@ -79,10 +85,12 @@ class Materialiser:
         statistics: Statistics | None = None,
         device: str = "cpu",
         tensor_depths: Mapping[str, float] | None = None,
+        cache: ParentCache | None = None,
     ) -> None:
         self.models = models
         self.device = torch.device(device)
         self.statistics = statistics
+        self._cache = cache
         self._index = {digest: number for number, digest in enumerate(models.digests)}
         self._place = {name: number for number, name in enumerate(models.names)}
         self._depths = depths(models.names) if tensor_depths is None else tensor_depths
@@ -96,11 +104,17 @@ class Materialiser:
             RecipeError: as ``plan``.
         """
         plan = self.plan(recipe)
-        for name in self.models.names if names is None else names:
-            yield name, self.tensor(plan, name, dtype)
+        with ExitStack() as stack:
+            keep = {} if names is not None else self._keeping(plan, stack)
+            for name in self.models.names if names is None else names:
+                yield name, self.tensor(plan, name, dtype, keep)
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def plan(self, recipe: Recipe, *, cached: bool = True) -> Plan:
         """Check a recipe and say what must be computed.
+
+        Args:
+            recipe: the model.
+            cached: whether parents may come from the cache.
 
         Raises:
             RecipeError: when the recipe needs a founder that is not among the models, takes deltas against another base,
@@ -109,22 +123,33 @@ class Materialiser:
         order = topological([recipe])
         for node in order:
             self._check(node)
-        needed = {recipe.digest}
+        needed, kept = {recipe.digest}, set()
         stack = [recipe]
         while stack:
             node = stack.pop()
-            if isinstance(node, Merge) and not is_linear(node):
-                stack.extend(parent for parent in node.parents if parent.digest not in needed)
-                needed.update(parent.digest for parent in node.parents)
+            if not isinstance(node, Merge) or is_linear(node):
+                continue
+            if cached and node is not recipe and self._cache is not None and self._cache.has(node.digest):
+                kept.add(node.digest)
+                continue
+            stack.extend(parent for parent in node.parents if parent.digest not in needed)
+            needed.update(parent.digest for parent in node.parents)
         nodes = tuple(node for node in order if node.digest in needed)
         linear = {node.digest: node for node in nodes if isinstance(node, Merge) and is_linear(node)}
         if self.statistics is None and _turns(linear.values()):
-            return Plan(nodes, frozenset(linear), {})
+            return Plan(nodes, frozenset(linear), frozenset(kept), {})
         rows = {digest: self._rows(node, self.models.names, self._gram()) for digest, node in linear.items()}
-        return Plan(nodes, frozenset(linear), rows)
+        return Plan(nodes, frozenset(linear), frozenset(kept), rows)
 
-    def tensor(self, plan: Plan, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Compute one tensor of a model, in ``dtype`` on the device."""
+    def tensor(self, plan: Plan, name: str, dtype: torch.dtype, keep: Mapping[str, Put] = MappingProxyType({})) -> torch.Tensor:
+        """Compute one tensor of a model, in ``dtype`` on the device.
+
+        Args:
+            plan: of the model.
+            name: of the tensor.
+            dtype: of the result.
+            keep: told of the tensors of some ancestors, by their digest.
+        """
         rows = {digest: row_TM[self._place[name]] for digest, row_TM in plan.rows.items()}
         if len(rows) < len(plan.linear):
             gram_MM = tensor_statistics([self._load(digest, name) for digest in self.models.digests])[2]
@@ -134,7 +159,12 @@ class Materialiser:
         uses = Counter(parent.digest for node in plan.applied for parent in node.parents)
         made: dict[str, torch.Tensor] = {}
         for node in plan.nodes:
+            if node.digest in plan.kept:
+                made[node.digest] = self._from_cache(node, name)
+                continue
             made[node.digest] = self._compute(node, rows, name, made, dtype if node is plan.nodes[-1] else None)
+            if node.digest in keep:
+                keep[node.digest](name, made[node.digest])
             for parent in node.parents if isinstance(node, Merge) and node.digest not in rows else ():
                 uses[parent.digest] -= 1
                 if not uses[parent.digest]:
@@ -162,6 +192,23 @@ class Materialiser:
 
     def _load(self, digest: str, name: str) -> torch.Tensor:
         return self.models.sources[digest].load(name).to(self.device)
+
+    # -- the cache
+
+    def _keeping(self, plan: Plan, stack: ExitStack) -> dict[str, Put]:
+        """Open the cache for the parents of a model that it does not have yet."""
+        root, shapes = plan.nodes[-1], {name: self.models.base.tensors[name].shape for name in self.models.names}
+        parents = {parent.digest for parent in getattr(root, "parents", ())} & {node.digest for node in plan.applied[:-1]}
+        if self._cache is None:
+            return {}
+        opened = {digest: stack.enter_context(self._cache.writing(digest, shapes)) for digest in sorted(parents)}
+        return {digest: put for digest, put in opened.items() if put is not None}
+
+    def _from_cache(self, node: Recipe, name: str) -> torch.Tensor:
+        tensor = None if self._cache is None else self._cache.load(node.digest, name)
+        if tensor is None:  # it was evicted, and not asked for over a long time
+            return self.tensor(self.plan(node, cached=False), name, torch.float32)
+        return tensor.to(self.device)
 
     # -- what to compute
 

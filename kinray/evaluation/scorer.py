@@ -15,6 +15,7 @@ from kinray.config import Config
 from kinray.core.recipe import Recipe
 from kinray.core.scores import Failed, Result, Scored
 from kinray.core.statistics import Statistics
+from kinray.engine.parent_cache import ParentCache
 from kinray.errors import RunError
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.tasks import Leaf, Split, TaskSet, load_tasks
@@ -40,15 +41,23 @@ class Scorer:
         statistics: of them, so that all scorers and the export use the same angles.
         config: of the run.
         device: ``cpu`` or ``cuda``.
+        cache: of parents' weights, if there is one.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], statistics: Statistics | None, config: Config, device: str) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        statistics: Statistics | None,
+        config: Config,
+        device: str,
+        cache: ParentCache | None = None,
+    ) -> None:
         from kinray.engine.materialise import Materialiser
         from kinray.evaluation.resident import ResidentModel
 
         models = open_models(specs)
         self._config, self._device = config, device
-        self._materialiser = Materialiser(models, statistics, device)
+        self._materialiser = Materialiser(models, statistics, device, cache=cache)
         self._resident = ResidentModel(Path(specs[0].folder), models, config.merge.dtype, device, config.evaluation)
         self._tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
         self._lm = self._language_model()

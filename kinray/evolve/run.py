@@ -33,7 +33,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     Raises:
         KinrayError: when it cannot go on; what was recorded stays, and ``--resume`` continues.
     """
-    from kinray.cluster.evaluator import Evaluators
+    from kinray.cluster.evaluator import Evaluators, cache_of
     from kinray.cluster.kinship import SearchKinship
     from kinray.cluster.population import run_population
     from kinray.cluster.searcher import PolicySearcher
@@ -45,7 +45,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     with ray_session(config.cluster, config.evaluation, verbose=terminal.verbose) as session:
         terminal.session(session)
         evaluators = Evaluators(prepared.models.specs, config, session)
-        shards = Shards(prepared.models, session.shards)
+        shards = Shards(prepared.models, session.shards, cache=cache_of(config))
         with terminal.bytes("kinship of the founders", prepared.models.nbytes()) as progress:
             statistics = shards.statistics(progress)
         evaluators.share(statistics)
@@ -66,9 +66,12 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         terminal.note("loading the model and the tasks into the evaluators")
         run_population(searcher, statistics, run.next_session(), session.evaluators, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
+            evaluators.close()
             return Finished(policy, statistics, None)
         terminal.note("comparing founders, average and best on all items that are left")
-        return Finished(policy, statistics, _compare(prepared, run, policy, evaluators.score_all))
+        board = _compare(prepared, run, policy, evaluators.score_all)
+        evaluators.close()
+        return Finished(policy, statistics, board)
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:

@@ -150,12 +150,16 @@ def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
 
 
 def _places(prepared: Prepared) -> dict[str, str]:
-    """Name base and founders as a recipe does, by digest: hub ids as they were given, folders by path, adapters after a +."""
+    """Name base and founders as a recipe does, by digest: hub ids with their revision, folders by path, adapters after a +."""
     config = prepared.config
-    given = [(config.base, None), *((spec.model or config.base, spec.adapter) for spec in config.founders)]
+    base = (config.base, config.base_revision, None)
+    given = [
+        base,
+        *((spec.model, spec.revision, spec.adapter) if spec.model else (*base[:2], spec.adapter) for spec in config.founders),
+    ]
     places = {}
-    for spec, (model, adapter) in zip(prepared.models.specs, given, strict=True):
-        parts = [str(spec.folder) if Path(model).is_dir() else model]
+    for spec, (model, revision, adapter) in zip(prepared.models.specs, given, strict=True):
+        parts = [str(spec.folder) if Path(model).is_dir() else f"{model}@{revision}" if revision else model]
         if adapter is not None:
             parts.append(str(spec.adapter) if Path(adapter).is_dir() else adapter)
         places[spec.founder.digest] = "+".join(parts)

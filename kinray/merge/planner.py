@@ -65,6 +65,8 @@ class Planner:
 
     def _donor_of(self, document: Document) -> Reference:
         """Return the model that config and tokenizer come from: the base, else the first; of a merge in the chain its own."""
+        if document.kinray.family:
+            return document.kinray.family[0]
         donor = document.base_model or document.references[0]
         while str(donor) in self._within:
             inner = self._within[str(donor)]

@@ -1,7 +1,8 @@
 """Write a recipe in mergekit's YAML: one document for each merge, earlier ones named by later ones.
 
-Every step but the last is float32 and unrounded; the last one is cast once, as in the search. Random masks follow from the
-digests, which stand in comments.
+Every step but the last is float32 and unrounded; the last one is cast once, as in the search. What mergekit has no words for
+stands under ``kinray``, which mergekit passes over: the seed of random masks, and the models that the search measured together.
+``kinray merge`` makes the same bits of it.
 """
 
 from collections.abc import Mapping
@@ -19,21 +20,20 @@ def recipe_yaml(recipe: Recipe, places: Mapping[str, str], names: Mapping[str, s
 
     Args:
         recipe: the model.
-        places: path or hub id of the base and the founders, by digest.
+        places: path or hub id of the base and the founders, by digest, in the order of the search.
         names: of children, by digest; others are named by their digest.
         dtype: of the weights at the end.
     """
-    merges = [node for node in topological([recipe]) if isinstance(node, Merge)]
-    if not merges:
-        return f"# The best model is a founder: {places[recipe.digest]}\n"
+    merges = [node for node in topological([recipe]) if isinstance(node, Merge)] or [Merge("passthrough", (recipe,))]
     labels = {**{node.digest: names.get(node.digest, f"m-{node.digest[:12]}") for node in merges}, **places}
     documents = []
     for node in merges:
-        document = _document(node, labels) | {"dtype": "float32"}
+        document = {"name": labels[node.digest]} | _document(node, labels) | {"dtype": "float32"}
+        own: dict[str, Any] = {"seed": node.seed or node.digest} if method_named(node.method).random else {}
         if node is merges[-1]:
             document["out_dtype"] = dtype
-        text = yaml.safe_dump({"name": labels[node.digest]} | document, sort_keys=False, allow_unicode=True)
-        documents.append(f"# digest {node.digest}\n{text}")
+            own["family"] = list(places.values())
+        documents.append(yaml.safe_dump(document | ({"kinray": own} if own else {}), sort_keys=False, allow_unicode=True))
     return "---\n".join(documents)
 
 

@@ -33,6 +33,7 @@ def test_slerp_names_its_first_model_as_base() -> None:
             "parameters": {"t": 0.25},
             "dtype": "float32",
             "out_dtype": "bfloat16",
+            "kinray": {"family": list(PLACES.values())},
         }
     ]
 
@@ -112,14 +113,20 @@ def test_steps_come_before_what_they_are_needed_for_and_only_the_last_is_rounded
     assert {step["dtype"] for step in steps} == {"float32"}
 
 
-def test_digests_stand_in_comments() -> None:
+def test_seed_of_random_masks_is_the_digest() -> None:
     child = merge("dare_ties", ANN, BOB, base=BASE, density=0.5)
 
-    assert recipe_yaml(child, PLACES, {}, "float32").startswith(f"# digest {child.digest}\n")
+    first, last = documents(merge("linear", child, CID))
+
+    assert first["kinray"] == {"seed": child.digest}
+    assert "seed" not in last["kinray"]
 
 
-def test_a_founder_has_no_steps() -> None:
-    assert recipe_yaml(BOB, PLACES, {}, "float32") == "# The best model is a founder: org/bob\n"
+def test_a_founder_is_passed_through() -> None:
+    (document,) = documents(BOB)
+
+    assert document["merge_method"] == "passthrough"
+    assert [model["model"] for model in document["models"]] == ["org/bob"]
 
 
 def test_founders_of_a_recipe_are_those_that_were_merged() -> None:

@@ -94,6 +94,7 @@ class Method:
         check: raises RecipeError for resolved plain parameters that do not go together.
         min_parents, max_parents: how many models it merges, the base apart.
         buffers: float32 copies of a whole tensor that it holds while it works, the child apart.
+        random: whether it takes random masks.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Method:
     min_parents: int = 1
     max_parents: int = MAX_PARENTS
     buffers: int = 0
+    random: bool = False
 
     def __post_init__(self) -> None:
         assert self.weights or self.blocks, self.name

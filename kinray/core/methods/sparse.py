@@ -90,8 +90,10 @@ def _declare(
     shared = (WEIGHT, DENSITY, LAMBDA, _normalize(normalize, elected=elected))
     source = f"{source}, with the sign election of TIES" if elected and sparsify is not _largest else source
     blocks = _sparsify_and_add(sparsify, elect_and_add if elected else add_all)
-    sorts = int(sparsify in (_largest, _middle))
-    return Method(name, (*shared, *own), source, blocks=blocks, uses_base=True, check=check, buffers=sorts)
+    random = sparsify in (_random, _ranked)
+    return Method(
+        name, (*shared, *own), source, blocks=blocks, uses_base=True, check=check, buffers=int(not random), random=random
+    )
 
 
 TIES = _declare("ties", "Yadav et al., TIES-Merging, arXiv 2306.01708", _largest, elected=True, normalize=True)
