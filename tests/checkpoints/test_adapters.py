@@ -99,8 +99,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
         ({"use_dora": True}, "uses DoRA. Merge it into its model with PEFT first"),
         ({"lora_bias": True}, "uses LoRA with biases"),
         ({"layer_replication": [[0, 2]]}, "uses layer replication"),
-        ({"bias": "all"}, "trains biases or transposed layers"),
-        ({"fan_in_fan_out": True}, "trains biases or transposed layers"),
+        ({"bias": "all"}, "trains biases"),
         ({"peft_type": "IA3"}, "is an adapter of type 'IA3', not LORA"),
     ],
 )
