@@ -27,9 +27,27 @@ def make_models(folder: Path, size: str, count: int) -> list[Path]:
     """Write a base and ``count`` fine-tunes, unless they are there, and return their folders, the base's first."""
     paths = [folder / size / ("base" if at == 0 else f"model-{at}") for at in range(count + 1)]
     for at, path in enumerate(paths):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(config(size)))
         if not (path / "model.safetensors").is_file():
             _write(path, size, at)
     return paths
+
+
+def config(size: str) -> dict[str, object]:
+    """Describe a model of this size as Hugging Face does."""
+    hidden, wide, layers, vocabulary = SIZES[size]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 64,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
 
 
 def _write(path: Path, size: str, number: int) -> None:
@@ -41,9 +59,6 @@ def _write(path: Path, size: str, number: int) -> None:
             draw.manual_seed(hash_of(name) + number)
             weights += torch.randn(shape, generator=draw) * 0.002
         tensors[name] = weights.bfloat16()
-    path.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": SIZES[size][3], "tie_word_embeddings": True}
-    (path / "config.json").write_text(json.dumps(config))
     temporary = path / "part"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path / "model.safetensors")
