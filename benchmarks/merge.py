@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 HOME = Path(tempfile.gettempdir()) / "kinray-benchmark"
 RECIPES = {
     "linear": "models: [{model: A, parameters: {weight: 0.4}}, {model: B, parameters: {weight: 0.6}}]",
-    "task_arithmetic": "models: [{model: A}, {model: B, parameters: {weight: 0.6}}]\nbase_model: BASE\nparameters: {weight: 0.4}",
+    "task_arithmetic": "models: [{model: A}, {model: B}]\nbase_model: BASE\nparameters: {weight: 0.5}",
     "slerp": "models: [{model: A}, {model: B}]\nbase_model: A\nparameters: {t: 0.4}",
     "ties": "models: [{model: A}, {model: B}]\nbase_model: BASE\nparameters: {weight: 0.5, density: 0.5}",
     "dare_ties": "models: [{model: A}, {model: B}]\nbase_model: BASE\nparameters: {weight: 0.5, density: 0.5}",

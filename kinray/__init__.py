@@ -4,11 +4,15 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Look up ``__version__`` and ``kinship_of`` when they are asked for, since what they import is slow to import."""
+    """Look up what kinray offers when it is asked for, since what it imports is slow to import."""
     if name == "kinship_of":
         from kinray.kinship.measure import kinship_of
 
         return kinship_of
+    if name == "make_model":
+        from kinray.merge.write import make_model
+
+        return make_model
     if name != "__version__":
         raise AttributeError(f"module 'kinray' has no attribute '{name}'")
     from importlib.metadata import PackageNotFoundError, version

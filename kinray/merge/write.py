@@ -9,7 +9,10 @@ from kinray.checkpoints.vocabulary import write_tokenizer
 from kinray.checkpoints.writer import SHARD_BYTES, copy_tokenizer, folder_replacing, write_config
 from kinray.core.recipe import Merge, Recipe, topological
 from kinray.engine.export import Making, Written, verify, write_model
+from kinray.merge.document import read_recipe
+from kinray.merge.open import Shelf
 from kinray.merge.output import Output
+from kinray.merge.plan import plan_merges
 
 
 def write_output(
@@ -60,6 +63,25 @@ def write_output(
         if check:
             verify(folder, tensors, written)
     return written
+
+
+def make_model(recipe: str | Path, target: str | Path, *, dtype: str | None = None, device: str = "cpu", seed: int = 0) -> None:
+    """Merge models by a recipe in mergekit's syntax, as ``kinray merge`` does.
+
+    Args:
+        recipe: a YAML file.
+        target: the folder to write; one that is there is replaced when the new one is whole.
+        dtype: bfloat16, float16 or float32, instead of the recipe's.
+        device: where to compute, ``cpu`` or ``cuda``.
+        seed: another draw of random masks, where the recipe does not say.
+
+    Raises:
+        ConfigError: for a recipe that cannot be read.
+        KinrayError: for what is wrong with its merges or models, before any work; RunError when the result cannot be written.
+    """
+    documents, text = read_recipe(Path(recipe))
+    output = plan_merges(documents, Shelf(), device=device, seed=seed)
+    write_output(output, Path(target), text, dtype=dtype)
 
 
 def card(name: str, output: Output, recipe: str, tensors: list[Making]) -> str:
