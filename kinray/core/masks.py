@@ -18,8 +18,8 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shift and multiplier of each round."""
 
 _LAST_SHIFT = 14
-_CHUNK = 1 << 16
-"""Elements hashed at a time, so that the integers stay in the cache."""
+_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Elements hashed at a time: on a CPU the integers stay in the cache, a GPU wants few and large calls."""
 
 _PAGE = 1 << 32
 """Elements that 32 bits number; a larger tensor has a key for each page."""
@@ -54,8 +54,9 @@ class HashedMasks:
         if here < out.numel():
             self.uniform(parent, start + here, out[here:])
         keys = _keys([*self._place, parent, page])
-        for first in range(0, here, _CHUNK):
-            part = out[first : min(first + _CHUNK, here)]
+        chunk = _CHUNK.get(out.device.type, _CHUNK["cuda"])
+        for first in range(0, here, chunk):
+            part = out[first : min(first + chunk, here)]
             part.copy_(_hash(at + first, part.numel(), keys, out.device)).mul_(RESOLUTION)
         return out
 
@@ -85,7 +86,7 @@ def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -
 
 @cache
 def _counter(device: torch.device) -> torch.Tensor:
-    return torch.arange(_CHUNK, dtype=torch.int32, device=device)
+    return torch.arange(_CHUNK.get(device.type, _CHUNK["cuda"]), dtype=torch.int32, device=device)
 
 
 def _signed(value: int) -> int:
