@@ -42,6 +42,7 @@ class Evaluator:
 
         if self._scorer is None:
             self._scorer = Scorer(self._specs, None, self._config, self._device)
+            self._scorer.prepare("search")
         return True
 
     def score(self, nodes: list[dict[str, Any]], split: Split, statistics: Statistics) -> Result:

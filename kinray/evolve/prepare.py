@@ -84,7 +84,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
     note("checking that transformers can build the model")
-    check_buildable(models, config.evaluation)
+    check_buildable(models, config.evaluation, config.tasks)
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     return Prepared(config, models, spaces, tasks)
