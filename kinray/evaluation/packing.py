@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 PREFIX = 32
-"""Tokens that rows of one family must at least share for their prefix to be computed apart, once for all of them."""
+"""Tokens that trees of one family must at least share for their prefix to be computed apart, once for all of them; it must
+also save four times as many, since it takes a pass of its own."""
 
 WIDTH = 128
 """Tokens up to which short trees are put into one row: less padding, at little more attention."""
@@ -190,12 +191,12 @@ def _by_prefix(trees: Sequence[Row], least: int) -> Iterator[tuple[tuple[int, ..
         else:
             stems[tuple(stem[:least])].append(tree)
     for group in stems.values():
-        if len(group) == 1:
-            alone += group
-            continue
         # What the first and the last of them in sorted order share, all share.
         ordered = sorted(tree.stem() for tree in group)
         length = _agreement(ordered[0], ordered[-1])
+        if (len(group) - 1) * length < 4 * least:
+            alone += group
+            continue
         yield tuple(ordered[0][:length]), [tree.without(length) for tree in group]
     if alone:
         yield (), alone

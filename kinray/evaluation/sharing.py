@@ -14,6 +14,9 @@ _TOLERANCE = {torch.float32: (1e-3, 1e-5)}
 _HALF = (0.5, 0.03)
 """Absolute and relative difference of log-likelihoods that passes as rounding, in float32 and in half precision."""
 
+_EXAMPLES = 32
+"""Tokens that the made-up questions begin with."""
+
 
 @dataclass(frozen=True)
 class Sharing:
@@ -67,11 +70,12 @@ def _unfit(model: Any) -> str:
 
 def _reach(config: Any) -> int | None:
     """Return the length up to which every layer sees all tokens, and positions mean the same in every batch."""
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    settings = config.to_dict()
+    limits = [settings[name] for name in settings if name.endswith(("window", "window_size", "chunk_size"))]
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         limits.append(rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None))
-    return min((limit for limit in limits if limit), default=None)
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 @torch.inference_mode()
@@ -80,7 +84,8 @@ def _disagreement(lm: Any, budget: int, prefix: int | None) -> str:
     questions = list(_questions(lm))
     requests = [request_of(context, answer, lm.max_length, name, "") for name, context, answer in questions]
     try:
-        shared, _ = Packed(requests, plan(requests, budget, prefix=prefix), lm.device).answer(lm.model)
+        made = plan(requests, budget, prefix=prefix and _EXAMPLES // 4)
+        shared, _ = Packed(requests, made, lm.device).answer(lm.model)
     except Exception as error:  # whatever a model raises that was not made for this
         reason = str(error).strip().splitlines() or ["no message"]
         return f"{type(lm.model).__name__} cannot be asked so: {type(error).__name__}: {reason[0][:200]}"
@@ -100,7 +105,7 @@ def _questions(lm: Any) -> Iterator[tuple[str, list[int], list[int]]]:
         drawn: list[int] = torch.randint(words, (count,), generator=draw).tolist()
         return drawn
 
-    examples = some(PREFIX + 8)
+    examples = some(_EXAMPLES)
     for name in ("first", "second"):
         context, answer = examples + some(9), some(8)
         for own in _nearly(answer, some(3)):
