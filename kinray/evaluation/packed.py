@@ -92,8 +92,9 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
     def padded(values: Sequence[int], fill: Sequence[int]) -> list[int]:
         return [*values, *fill[len(values) :]]
 
-    # Padding stands for itself: it sees itself alone and nothing sees it.
+    # Padding sees itself alone and nothing sees it; its positions go on, so that transformers sees plain chains as such.
     itself = range(1, longest + 1)
+    onward = range(len(batch.prefix), len(batch.prefix) + longest)
     scored = [
         (at * longest + place, target, request) for at, row in enumerate(batch.rows) for place, target, request in row.scored
     ]
@@ -106,7 +107,7 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
     return _Tensors(
         prefix,
         tensor([padded(row.tokens, [0] * longest) for row in batch.rows]),
-        tensor([padded(row.positions, [0] * longest) for row in batch.rows]),
+        tensor([padded(row.positions, onward) for row in batch.rows]),
         tensor([padded(row.ends, itself) for row in batch.rows]),
         bool(batch.prefix) or any(end != len(row.tokens) for row in batch.rows for end in row.ends),
         tensor(places),
@@ -147,11 +148,12 @@ def _output_layer_at(model: Any) -> Iterator[_Places]:
 def _logits(model: Any, batch: _Tensors, cache: Any, at: _Places) -> torch.Tensor:
     """Return the logits of a batch's scored places, (N, V)."""
     at.flat = batch.places
-    positions, mask = batch.positions, None
-    if batch.branched:
-        mask = _mask(batch, model.dtype)
     output = model(
-        input_ids=batch.tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        input_ids=batch.tokens,
+        attention_mask=_mask(batch, model.dtype) if batch.branched else None,
+        position_ids=batch.positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
     logits: torch.Tensor = output.logits
     assert logits.shape[:2] == (1, len(batch.places)), logits.shape

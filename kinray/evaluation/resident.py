@@ -10,6 +10,7 @@ import torch
 from kinray.checkpoints.models import Models
 from kinray.config import EvaluationConfig, TaskSpec
 from kinray.errors import CheckpointError, RunError, did_you_mean
+from kinray.evaluation.sharing import unfit
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -72,8 +73,20 @@ class ResidentModel:
         return seconds
 
 
-def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[TaskSpec] = ()) -> None:
-    """Raise CheckpointError unless transformers can build the base's model class and its tokenizer; no memory is taken."""
+def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[TaskSpec] = ()) -> list[str]:
+    """Check that transformers can build the base's model class and its tokenizer; no memory is taken.
+
+    Args:
+        models: the base and founders.
+        config: evaluation settings.
+        tasks: which may ask for chat templates of their own.
+
+    Returns:
+        what a person might not expect of how the model is asked.
+
+    Raises:
+        CheckpointError: when it cannot, or the tokenizer has not the chat template that is asked for.
+    """
     folder, name = models.specs[0].folder, models.base.name
     try:
         tokenizer = _tokenizer(folder, config)
@@ -89,6 +102,8 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
         _check_template(name, tokenizer, where, wanted)
     model.tie_weights()
     _state(model, models)
+    single = unfit(model) if config.share_prompts else ""
+    return [f"{single}, so the answers to a question are scored one by one, as in lm-eval."] if single else []
 
 
 def _check_template(name: str, tokenizer: Any, where: str, wanted: bool | str) -> None:

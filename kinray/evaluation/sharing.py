@@ -43,7 +43,7 @@ def sharing_of(lm: Any, budget: int) -> Sharing:
         lm: lm-eval's ``HFLM`` with the weights of the base.
         budget: tokens in one forward pass.
     """
-    reason = _unfit(lm.model)
+    reason = unfit(lm.model)
     if reason:
         return Sharing(0, None, reason)
     for prefix in (PREFIX, None):
@@ -53,8 +53,8 @@ def sharing_of(lm: Any, budget: int) -> Sharing:
     return Sharing(0, None, reason)
 
 
-def _unfit(model: Any) -> str:
-    """Say why a kind of model cannot be given masks and positions, if so."""
+def unfit(model: Any) -> str:
+    """Say why a kind of model cannot be given masks and positions, if so; its weights may be on the meta device."""
     takes = inspect.signature(model.forward).parameters
     missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in takes]
     kind = type(model).__name__
@@ -62,6 +62,9 @@ def _unfit(model: Any) -> str:
         return f"{kind} takes no {missing[0]}"
     if getattr(model.config, "alibi", False):
         return f"{kind} uses ALiBi, which knows no position ids"
+    for layer in getattr(model.config, "layer_types", None) or ():
+        if not layer.endswith("attention") or layer.startswith("linear"):
+            return f"{kind} has layers of type {layer}"
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         return f"its attention '{attention}' takes no masks"

@@ -162,8 +162,9 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _keep_templates()
     manager = _manager([spec.name for spec in specs], paths)
+    managers = [_manager([spec.name], paths, spec.metadata) if spec.metadata else manager for spec in specs]
     with seeded(seed):  # some tasks shuffle their choices while they load
-        tasks = [LoadedTask(spec, _leaves(spec, manager, config, seed)) for spec in specs]
+        tasks = [LoadedTask(spec, _leaves(spec, own, config, seed)) for spec, own in zip(specs, managers, strict=True)]
     names = [leaf.name for task in tasks for leaf in task.leaves]
     for name in names:
         if names.count(name) > 1:
@@ -179,16 +180,16 @@ def _keep_templates() -> None:
         env.from_string = lru_cache(maxsize=4096)(env.from_string)
 
 
-def _manager(names: Sequence[str], paths: Sequence[str]) -> Any:
+def _manager(names: Sequence[str], paths: Sequence[str], metadata: dict[str, Any] | None = None) -> Any:
     """Index the given folders, and lm-eval's own 10 000 files only when a task is not found there."""
     from lm_eval.tasks import TaskManager
 
     include = [str(Path(path).resolve()) for path in paths]
     if include:
-        manager = TaskManager(include_path=include, include_defaults=False)
+        manager = TaskManager(include_path=include, include_defaults=False, metadata=metadata)
         if all(_indexed(name, manager.task_index) for name in names):
             return manager
-    manager = TaskManager(include_path=include or None)
+    manager = TaskManager(include_path=include or None, metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(f"There is no lm-eval task '{name}'.{did_you_mean(name, manager.all_tasks)}")
@@ -204,9 +205,8 @@ def _indexed(name: str, index: Mapping[str, Any]) -> bool:
 
 
 def _leaves(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -> list[Leaf]:
-    wanted = {"task": spec.name, "metadata": spec.metadata} if spec.metadata else spec.name
     try:
-        loaded: dict[str, Any] = manager.load([wanted])["tasks"]
+        loaded: dict[str, Any] = manager.load([spec.name])["tasks"]
     except Exception as error:  # whatever a task's files or data raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TaskError(f"Task '{spec.name}' cannot be loaded: {type(error).__name__}: {reason[0][:300]}") from error

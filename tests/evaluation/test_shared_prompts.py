@@ -68,6 +68,18 @@ NOT_SHARING: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "lfm2, with convolutions": (
         lambda: transformers.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+        "layers of type conv",
+    ),
+    "gpt-neo, with a short window": (
+        lambda: transformers.GPTNeoConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=16,
+            initializer_range=0.3,
+        ),
         "does not keep answers in one row apart",
     ),
 }
