@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TQDM_DISABLE"] = "1"
-TASKS = ["kin_arc_easy", "kin_winogrande", "kin_arc_easy:5", "kin_arc_easy:5:first_n"]
+TASKS = ["kin_arc_easy", "kin_winogrande", "kin_truthfulqa_mc1:5:first_n", "kin_truthfulqa_mc1:5", "kin_arc_easy:5"]
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("child", type=Path, help="folder of a fine-tune, which is scored")
     parser.add_argument("--task-path", type=Path, required=True, help="folder with lm-eval task files")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="NAME[:SHOTS[:SAMPLER]]", help="default: %(default)s")
-    parser.add_argument("--limit", type=int, default=50, help="items of each task")
+    parser.add_argument("--limit", type=int, default=24, help="items of each task")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is timed; the best one counts")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
