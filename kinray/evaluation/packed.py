@@ -25,7 +25,6 @@ class _Tensors:
         places: (N,) int64, of the flattened tokens.
         scored: (S,) int64, into ``places``.
         targets: (S,) int64.
-        requests: (S,) int64.
     """
 
     prefix: torch.Tensor
@@ -36,7 +35,6 @@ class _Tensors:
     places: torch.Tensor
     scored: torch.Tensor
     targets: torch.Tensor
-    requests: torch.Tensor
 
 
 class Packed:
@@ -57,6 +55,8 @@ class Packed:
             if batch.prefix != prefix:
                 prefix, held = batch.prefix, torch.tensor([batch.prefix], dtype=torch.int64, device=device)
             self.batches.append(_tensors(batch, held, device))
+        owners = [request for batch in made.batches for row in batch.rows for _, _, request in row.scored]
+        self._requests = torch.tensor(owners, dtype=torch.int64)
 
     @torch.inference_mode()
     def answer(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,11 +66,9 @@ class Packed:
         target is the first of the most probable tokens.
 
         Returns:
-            log-likelihoods (R,) float32 and whether they are greedy (R,) bool, both zero for requests outside of the plan.
+            log-likelihoods (R,) float32 and whether they are greedy (R,) bool; requests outside of the plan have 0 and True.
         """
-        device = self.batches[0].tokens.device if self.batches else None
-        sums = torch.zeros(self.count, dtype=torch.float32, device=device)
-        misses = torch.zeros(self.count, dtype=torch.float32, device=device)
+        values, missed = [torch.empty(0, dtype=model.dtype)], [torch.empty(0, dtype=torch.bool)]
         prefix, cache = None, None
         with _output_layer_at(model) as at:
             for batch in self.batches:
@@ -78,12 +76,13 @@ class Packed:
                     prefix = batch.prefix
                     cache = _prefix_cache(model, prefix, at) if prefix.shape[1] else None
                 likely = torch.log_softmax(_logits(model, batch, cache, at), dim=-1)
-                values = likely[batch.scored, batch.targets]
-                sums.index_add_(0, batch.requests, values.float())
-                wrong = likely.argmax(-1)[batch.scored] != batch.targets
-                misses.index_add_(0, batch.requests, wrong.float())
-            dtype = likely.dtype if self.batches else torch.float32
-        return sums.to(dtype).float(), misses == 0
+                values.append(likely[batch.scored, batch.targets].cpu())
+                missed.append((likely.argmax(-1)[batch.scored] != batch.targets).cpu())
+        each = torch.cat(values)
+        # Summed on the CPU, where the order of additions is always the same.
+        sums = torch.zeros(self.count, dtype=torch.float64).index_add_(0, self._requests, each.double())
+        misses = torch.zeros(self.count).index_add_(0, self._requests, torch.cat(missed).float())
+        return sums.to(each.dtype).float(), misses == 0
 
 
 def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
@@ -95,10 +94,8 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
     # Padding sees itself alone and nothing sees it; its positions go on, so that transformers sees plain chains as such.
     itself = range(1, longest + 1)
     onward = range(len(batch.prefix), len(batch.prefix) + longest)
-    scored = [
-        (at * longest + place, target, request) for at, row in enumerate(batch.rows) for place, target, request in row.scored
-    ]
-    places = sorted({place for place, _, _ in scored})
+    scored = [(at * longest + place, target) for at, row in enumerate(batch.rows) for place, target, _ in row.scored]
+    places = sorted({place for place, _ in scored})
     where = {place: number for number, place in enumerate(places)}
 
     def tensor(values: Any) -> torch.Tensor:
@@ -111,9 +108,8 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
         tensor([padded(row.ends, itself) for row in batch.rows]),
         bool(batch.prefix) or any(end != len(row.tokens) for row in batch.rows for end in row.ends),
         tensor(places),
-        tensor([where[place] for place, _, _ in scored]),
-        tensor([target for _, target, _ in scored]),
-        tensor([request for _, _, request in scored]),
+        tensor([where[place] for place, _ in scored]),
+        tensor([target for _, target in scored]),
     )
 
 

@@ -95,7 +95,7 @@ def _disagreement(lm: Any, budget: int, prefix: int | None) -> str:
     single = lm._loglikelihood_tokens([((name, ""), context, answer) for name, context, answer in questions], disable_tqdm=True)
     alone = torch.tensor([likelihood for likelihood, _ in single])
     absolute, relative = _TOLERANCE.get(lm.model.dtype, _HALF)
-    worst = ((shared.cpu() - alone).abs() - relative * alone.abs()).max()
+    worst = ((shared - alone).abs() - relative * alone.abs()).max()
     return "" if worst <= absolute else f"{type(lm.model).__name__} does not keep answers in one row apart"
 
 
