@@ -60,6 +60,7 @@ class Evaluator:
         if self._scorer is None:
             self._cache = ParentCache.of_run(*self._cache_of_run)
             self._scorer = Scorer(self._specs, None, self._config, self._device, self._cache)
+            self._scorer.prepare("search")
         return True
 
     def close(self) -> None:

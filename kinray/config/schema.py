@@ -14,10 +14,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_A_FOUNDER = re.compile(r"g\d+-.*|base|average|.*\.holdout")
 
 
-def _count(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
-        return value
-    raise ValueError("expected auto or a whole number from 1 to 4096")
+def _auto_or(low: int, high: int) -> PlainValidator:
+    def check(value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+            return value
+        raise ValueError(f"expected auto or a whole number from {low} to {high}")
+
+    return PlainValidator(check)
 
 
 def _gigabytes(value: Any) -> Any:
@@ -28,7 +31,8 @@ def _gigabytes(value: Any) -> Any:
     raise ValueError("expected auto or a number of GB from 0 (none) to 1000000")
 
 
-Count = Annotated[Any, PlainValidator(_count)]
+Count = Annotated[Any, _auto_or(1, 4096)]
+BatchTokens = Annotated[Any, _auto_or(16, 1 << 20)]
 Gigabytes = Annotated[Any, PlainValidator(_gigabytes)]
 
 
@@ -78,6 +82,22 @@ class TaskSpec(Section):
     """Items that the search scores, drawn once at random; by default all that are not held out."""
     scale: tuple[float, float] | None = None
     """[worst, best] of a metric without natural bounds; scores are mapped to 0..1 between them."""
+    fewshot_seed: int | None = Field(default=None, ge=0)
+    """Draws the few-shot examples; by default the run's seed."""
+    gen_kwargs: dict[str, Any] | None = None
+    """Settings of generation, over those that the task gives: until, max_gen_toks, temperature …"""
+    metadata: dict[str, Any] | None = None
+    """What some tasks want to know to make their data, such as max_seq_lengths."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Prompts that are generated for at once; this and the following are by default what evaluation says."""
+    apply_chat_template: bool | str | None = None
+    """Whether to put prompts into the tokenizer's chat template, or the name of one of its templates."""
+    fewshot_as_multiturn: bool | None = None
+    """Whether few-shot examples are turns of their own in a chat template."""
+    system_instruction: str | None = None
+    """System prompt."""
+    confirm_run_unsafe_code: bool | None = None
+    """Consent to run code which models write for this task."""
 
     @model_validator(mode="before")
     @classmethod
@@ -155,21 +175,33 @@ class EvaluationConfig(Section):
     """How children are scored."""
 
     batch_size: int = Field(default=16, ge=1)
-    """Requests in one forward pass."""
+    """Prompts in one forward pass, where they share nothing."""
+    batch_tokens: BatchTokens = "auto"
+    """Tokens in one forward pass of prompts that share. auto: 512 on a CPU, where more only adds padding; 8192 on a GPU."""
+    share_prompts: bool = True
+    """Whether the answers to one question share the computation of their prompt, for models whose attention allows it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each evaluator if there are any."""
     holdout: float = Field(default=0.5, ge=0, lt=1)
     """Share of each task's items that the search never sees; founders, average and best are compared on them at the end."""
     max_length: int | None = Field(default=None, ge=8)
     """Longest prompt in tokens; by default the model's."""
-    apply_chat_template: bool = False
-    """Whether to put prompts into the tokenizer's chat template."""
+    apply_chat_template: bool | str = False
+    """Whether to put prompts into the tokenizer's chat template, or the name of one of its templates."""
+    fewshot_as_multiturn: bool = True
+    """Whether few-shot examples are turns of their own in a chat template."""
     system_instruction: str | None = None
     """System prompt."""
     trust_remote_code: bool = False
     """Whether code that comes with a model may run. Say yes only to models that you trust."""
     confirm_run_unsafe_code: bool = False
     """Consent to tasks that run code which models write."""
+
+    def token_budget(self, device: str) -> int:
+        """Return the tokens of one forward pass on a device."""
+        if self.batch_tokens == "auto":
+            return 8192 if device == "cuda" else 512
+        return int(self.batch_tokens)
 
 
 class ClusterConfig(Section):

@@ -1,6 +1,6 @@
 """One model that stays in memory while children's weights are copied into it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from kinray.checkpoints.models import Models
-from kinray.config import EvaluationConfig
-from kinray.errors import CheckpointError, RunError
+from kinray.config import EvaluationConfig, TaskSpec
+from kinray.errors import CheckpointError, RunError, did_you_mean
+from kinray.evaluation.sharing import unfit
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -72,8 +73,20 @@ class ResidentModel:
         return seconds
 
 
-def check_buildable(models: Models, config: EvaluationConfig) -> None:
-    """Raise CheckpointError unless transformers can build the base's model class and its tokenizer; no memory is taken."""
+def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[TaskSpec] = ()) -> list[str]:
+    """Check that transformers can build the base's model class and its tokenizer; no memory is taken.
+
+    Args:
+        models: the base and founders.
+        config: evaluation settings.
+        tasks: which may ask for chat templates of their own.
+
+    Returns:
+        what a person might not expect of how the model is asked.
+
+    Raises:
+        CheckpointError: when it cannot, or the tokenizer has not the chat template that is asked for.
+    """
     folder, name = models.specs[0].folder, models.base.name
     try:
         tokenizer = _tokenizer(folder, config)
@@ -82,12 +95,25 @@ def check_buildable(models: Models, config: EvaluationConfig) -> None:
     except Exception as error:  # whatever a config or a tokenizer file provokes
         reason = str(error).strip().splitlines() or ["no message"]
         raise CheckpointError(f"Model '{name}': transformers cannot build it: {reason[0][:300]}") from error
-    if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise CheckpointError(
-            f"Model '{name}': its tokenizer has no chat template, which evaluation.apply_chat_template needs."
-        )
+    templates = {"evaluation": config.apply_chat_template} | {
+        f"task '{task.name}'": task.apply_chat_template for task in tasks if task.apply_chat_template is not None
+    }
+    for where, wanted in templates.items():
+        _check_template(name, tokenizer, where, wanted)
     model.tie_weights()
     _state(model, models)
+    single = unfit(model) if config.share_prompts else ""
+    return [f"{single}, so the answers to a question are scored one by one, as in lm-eval."] if single else []
+
+
+def _check_template(name: str, tokenizer: Any, where: str, wanted: bool | str) -> None:
+    given = getattr(tokenizer, "chat_template", None)
+    model = f"Model '{name}': its tokenizer has no chat template"
+    if wanted and not given:
+        raise CheckpointError(f"{model}, which apply_chat_template of {where} needs.")
+    if isinstance(wanted, str) and not (isinstance(given, dict) and wanted in given):
+        remedy = did_you_mean(wanted, given) if isinstance(given, dict) else " Its only one has no name: say true."
+        raise CheckpointError(f"{model} '{wanted}', which apply_chat_template of {where} names.{remedy}")
 
 
 def _tokenizer(folder: Path, config: EvaluationConfig) -> Any:

@@ -17,24 +17,28 @@ from kinray.core.scores import Failed, Result, Scored
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
 from kinray.errors import RunError
+from kinray.evaluation.likelihoods import Likelihoods
 from kinray.evaluation.randomness import seeded
+from kinray.evaluation.sharing import Sharing, sharing_of
 from kinray.evaluation.tasks import Leaf, Split, TaskSet, load_tasks
 
 
 @dataclass
 class _Prepared:
-    """A split's requests: lm-eval's instances of each leaf, and log-likelihood requests already in tokens."""
+    """A split's requests: lm-eval's instances of each leaf; those for log-likelihoods planned, the others by type and batch."""
 
     instances: list[list[Any]]
-    tokens: dict[int, tuple[Any, list[int], list[int]]]
+    likely: list[Any]
+    likelihoods: Likelihoods
+    others: dict[tuple[str, int], list[Any]]
 
 
 class Scorer:
     """Scores one recipe after another on fixed items.
 
     Everything that does not depend on weights is made once: model skeleton, tokenizer, tasks, prompts (with their few-shot
-    examples) and tokens. No answer is ever remembered from one child to the next. The global random states of Python,
-    numpy and torch are left as they were.
+    examples), tokens, and which requests share a row. No answer is ever remembered from one child to the next. The global
+    random states of Python, numpy and torch are left as they were.
 
     Args:
         specs: the base and the founders, on this node.
@@ -62,6 +66,13 @@ class Scorer:
         self._tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
         self._lm = self._language_model()
         self._prepared: dict[Split, _Prepared] = {}
+        self._budget = config.evaluation.token_budget(device)
+        self.sharing = self._find_sharing(specs[0].founder)
+
+    def prepare(self, split: Split) -> None:
+        """Make the requests of a split, unless they are made."""
+        with seeded(self._config.seed):
+            self._prepare(split)
 
     def use(self, statistics: Statistics) -> None:
         """Take the founders' statistics, if they were not known when the scorer was made."""
@@ -102,61 +113,64 @@ class Scorer:
             max_length=self._config.evaluation.max_length,
         )
 
+    def _find_sharing(self, base: Recipe) -> Sharing:
+        """Find out, with the base's weights, what requests may share."""
+        if not self._config.evaluation.share_prompts:
+            return Sharing(0, None, "evaluation.share_prompts is false")
+        try:
+            self._resident.load(self._materialiser.tensors(base, self._resident.dtype))
+        except RunError as error:
+            return Sharing(0, None, f"the base cannot be asked: {error}")
+        return sharing_of(self._lm, self._budget)
+
     # -- requests
 
     def _prepare(self, split: Split) -> _Prepared:
         if split not in self._prepared:
             instances = [self._build(leaf, split) for leaf in self._tasks.leaves]
-            tokens = {
-                id(instance): self._encode(*instance.args)
-                for own in instances
-                for instance in own
-                if instance.request_type == "loglikelihood"
-            }
-            self._prepared[split] = _Prepared(instances, tokens)
+            likely = []
+            others: dict[tuple[str, int], list[Any]] = defaultdict(list)
+            for leaf, own in zip(self._tasks.leaves, instances, strict=True):
+                for instance in own:
+                    if instance.request_type in ("loglikelihood", "loglikelihood_rolling"):
+                        likely.append(instance)
+                    else:
+                        batch = leaf.prompts.batch_size
+                        others[instance.request_type, batch].extend([instance] * instance.repeats)
+            likelihoods = Likelihoods(self._lm, likely, self.sharing, self._budget)
+            self._prepared[split] = _Prepared(instances, likely, likelihoods, others)
         return self._prepared[split]
 
     def _build(self, leaf: Leaf, split: Split) -> list[Any]:
-        config = self._config.evaluation
-        leaf.task.set_fewshot_seed(self._config.seed)
+        """Let lm-eval build the prompts of a task, with the same few-shot examples in every worker."""
+        prompts = leaf.prompts
+        templates = self._lm.chat_template_args
+        if isinstance(prompts.chat_template, str):
+            self._lm.chat_template_args = {**templates, "chat_template": prompts.chat_template}
+        leaf.task.set_fewshot_seed(prompts.fewshot_seed)
         leaf.task.build_all_requests(
             samples=frozenset(leaf.items[split]),
-            system_instruction=config.system_instruction,
-            apply_chat_template=config.apply_chat_template,
-            fewshot_as_multiturn=config.apply_chat_template,
-            chat_template=self._lm.apply_chat_template if config.apply_chat_template else None,
-            tokenizer_name=self._lm.tokenizer_name if config.apply_chat_template else "",
+            system_instruction=prompts.system_instruction,
+            apply_chat_template=bool(prompts.chat_template),
+            fewshot_as_multiturn=prompts.multiturn,
+            chat_template=self._lm.apply_chat_template if prompts.chat_template else None,
+            tokenizer_name=self._lm.tokenizer_name if prompts.chat_template else "",
         )
+        self._lm.chat_template_args = templates
         return list(leaf.task.instances)
-
-    def _encode(self, context: str, continuation: str) -> tuple[Any, list[int], list[int]]:
-        """Put a request into tokens as lm-eval does; an empty context becomes the prefix token."""
-        if context == "":
-            tokens = self._lm.tok_encode(continuation, add_special_tokens=False)
-            prefix = self._lm.prefix_token_id
-            if tokens and tokens[0] == prefix:
-                return (context, continuation), tokens[:1], tokens[1:]
-            return (context, continuation), [prefix], tokens
-        return (context, continuation), *self._lm._encode_pair(context, continuation)
 
     # -- answers
 
     def _answer(self, prepared: _Prepared) -> None:
         """Ask the resident model everything, request type by request type over all tasks, as lm-eval does."""
-        by_type: dict[str, list[Any]] = defaultdict(list)
         for own in prepared.instances:
             for instance in own:
                 instance.resps, instance.filtered_resps = [], {}
-                by_type[instance.request_type].extend([instance] * instance.repeats)
-        for kind, instances in by_type.items():
-            if kind == "loglikelihood":
-                requests = [prepared.tokens[id(instance)] for instance in instances]
-                answers = self._lm._loglikelihood_tokens(requests, disable_tqdm=True)
-                _check_finite(answers)
-            else:
-                answers = getattr(self._lm, kind)(instances, disable_tqdm=True)
-                if kind == "loglikelihood_rolling":
-                    _check_finite([(answer, False) for answer in answers])
+        for instance, answer in zip(prepared.likely, prepared.likelihoods.answer(), strict=True):
+            instance.resps.extend([answer] * instance.repeats)
+        for (kind, batch), instances in prepared.others.items():
+            self._lm.batch_size_per_gpu = batch
+            answers = getattr(self._lm, kind)(instances, disable_tqdm=True)
             for instance, answer in zip(instances, answers, strict=True):
                 instance.resps.append(answer)
 
@@ -164,9 +178,3 @@ class Scorer:
 def _judge(tasks: TaskSet, split: Split, values: Sequence[Sequence[Any]]) -> dict[str, Any]:
     remaining = iter(values)
     return {task.spec.name: task.judge(split, [next(remaining) for _ in task.leaves]) for task in tasks.tasks}
-
-
-def _check_finite(answers: Sequence[tuple[float, bool]]) -> None:
-    bad = sum(math.isnan(likelihood) for likelihood, _ in answers)
-    if bad:
-        raise RunError(f"{bad} of {len(answers)} log-likelihoods of the child are NaN")

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,25 @@ _GROUPS = 20
 """Parts of the delete-a-group jackknife, for metrics that are no mean over items."""
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """How the prompts of a task are made, and how many go through the model together when it generates.
+
+    Args:
+        chat_template: whether to use the tokenizer's chat template, or the name of one of its templates.
+        multiturn: whether few-shot examples are turns of their own.
+        system_instruction: system prompt.
+        fewshot_seed: of the draw of few-shot examples.
+        batch_size: prompts that are generated for at once.
+    """
+
+    chat_template: bool | str
+    multiturn: bool
+    system_instruction: str | None
+    fewshot_seed: int
+    batch_size: int
+
+
 @dataclass
 class Leaf:
     """One lm-eval task with its metric and its items split.
@@ -36,6 +55,7 @@ class Leaf:
         aggregate: from the items' values to the score.
         is_mean: whether that is their mean.
         items: document numbers of each split, ascending.
+        prompts: how they are asked.
     """
 
     name: str
@@ -45,6 +65,7 @@ class Leaf:
     aggregate: Callable[[Sequence[Any]], float]
     is_mean: bool
     items: dict[Split, list[int]]
+    prompts: Prompts
 
     def values(self, instances: Sequence[Any]) -> list[Any]:
         """Let lm-eval judge answered instances and return the metric of each item, in the order of the items."""
@@ -139,9 +160,11 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
         if not Path(path).is_dir():
             raise TaskError(f"task_paths: there is no folder {path}.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _keep_templates()
     manager = _manager([spec.name for spec in specs], paths)
+    managers = [_manager([spec.name], paths, spec.metadata) if spec.metadata else manager for spec in specs]
     with seeded(seed):  # some tasks shuffle their choices while they load
-        tasks = [LoadedTask(spec, _leaves(spec, manager, config, seed)) for spec in specs]
+        tasks = [LoadedTask(spec, _leaves(spec, own, config, seed)) for spec, own in zip(specs, managers, strict=True)]
     names = [leaf.name for task in tasks for leaf in task.leaves]
     for name in names:
         if names.count(name) > 1:
@@ -149,16 +172,24 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
     return TaskSet(tasks)
 
 
-def _manager(names: Sequence[str], paths: Sequence[str]) -> Any:
+def _keep_templates() -> None:
+    """Let lm-eval compile each Jinja template once; by itself it does so for each document, which takes most of its time."""
+    from lm_eval.utils import env
+
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = lru_cache(maxsize=4096)(env.from_string)
+
+
+def _manager(names: Sequence[str], paths: Sequence[str], metadata: dict[str, Any] | None = None) -> Any:
     """Index the given folders, and lm-eval's own 10 000 files only when a task is not found there."""
     from lm_eval.tasks import TaskManager
 
     include = [str(Path(path).resolve()) for path in paths]
     if include:
-        manager = TaskManager(include_path=include, include_defaults=False)
+        manager = TaskManager(include_path=include, include_defaults=False, metadata=metadata)
         if all(_indexed(name, manager.task_index) for name in names):
             return manager
-    manager = TaskManager(include_path=include or None)
+    manager = TaskManager(include_path=include or None, metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(f"There is no lm-eval task '{name}'.{did_you_mean(name, manager.all_tasks)}")
@@ -179,14 +210,19 @@ def _leaves(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -
     except Exception as error:  # whatever a task's files or data raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TaskError(f"Task '{spec.name}' cannot be loaded: {type(error).__name__}: {reason[0][:300]}") from error
-    return [_leaf(name, task, spec, config, seed) for name, task in loaded.items()]
+    leaves = [_leaf(name, task, spec, config, seed) for name, task in loaded.items()]
+    if spec.gen_kwargs and not any(leaf.task.OUTPUT_TYPE == "generate_until" for leaf in leaves):
+        raise TaskError(f"Task '{spec.name}' generates no text, so it takes no gen_kwargs. Leave them out.")
+    return leaves
 
 
 def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: int) -> Leaf:
-    if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+    if getattr(task, "UNSAFE_CODE", False) and not _first(spec.confirm_run_unsafe_code, config.confirm_run_unsafe_code):
         raise TaskError(f"Task '{name}' runs code that models write. Consent with evaluation.confirm_run_unsafe_code: true.")
     if spec.num_fewshot is not None:
         task.set_config("num_fewshot", spec.num_fewshot)
+    if spec.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+        task.set_config("generation_kwargs", spec.gen_kwargs, update=True)
     wanted, _, chosen = (spec.metric or "").partition(",")
     better = task.higher_is_better()
     if wanted and wanted not in better:
@@ -201,7 +237,26 @@ def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: 
     from lm_eval.api.metrics import mean
 
     items = _split(name, len(task.eval_docs), spec.limit, config.holdout, seed)
-    return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items)
+    prompts = _prompts(spec, config, seed)
+    return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items, prompts)
+
+
+def _prompts(spec: TaskSpec, config: EvaluationConfig, seed: int) -> Prompts:
+    """Take what a task says of its prompts, and of the rest what holds for all tasks."""
+    template = _first(spec.apply_chat_template, config.apply_chat_template)
+    return Prompts(
+        template,
+        # As lm-eval's command line has it: examples are turns of their own where there are turns.
+        bool(template) and _first(spec.fewshot_as_multiturn, config.fewshot_as_multiturn, True),
+        _first(spec.system_instruction, config.system_instruction),
+        _first(spec.fewshot_seed, seed),
+        _first(spec.batch_size, config.batch_size),
+    )
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that is given."""
+    return next((value for value in values if value is not None), None)
 
 
 def _bounded(metric: str) -> bool:

@@ -33,12 +33,14 @@ class Prepared:
         models: base and founders.
         spaces: merge methods and their hyperparameters.
         tasks: with their items split.
+        notices: what a person might not expect of it.
     """
 
     config: Config
     models: Models
     spaces: list[MethodSpace]
     tasks: TaskSet
+    notices: Sequence[str] = ()
 
     @property
     def base(self) -> Founder:
@@ -85,10 +87,10 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
     note("checking that transformers can build the model")
-    check_buildable(models, config.evaluation)
+    notices = check_buildable(models, config.evaluation, config.tasks)
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
-    return Prepared(config, models, spaces, tasks)
+    return Prepared(config, models, spaces, tasks, [*models.notices, *notices])
 
 
 def _absolute(config: Config) -> Config:

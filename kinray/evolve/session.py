@@ -88,7 +88,7 @@ def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
             ("Tasks", _per_task(prepared, "search")),
             ("Run folder", prepared.config.output),
         ],
-        models.notices,
+        prepared.notices,
     )
     return prepared
 

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -18,11 +20,11 @@ from transformers import (
 )
 
 from kinray.checkpoints.models import open_models
-from kinray.config import EvaluationConfig
+from kinray.config import EvaluationConfig, TaskSpec
 from kinray.demo import DemoFiles
 from kinray.demo.tokenizer import build_tokenizer
 from kinray.errors import CheckpointError, RunError
-from kinray.evaluation.resident import DTYPES, ResidentModel
+from kinray.evaluation.resident import DTYPES, ResidentModel, check_buildable
 from tests.evaluation.tiny import model_specs
 from tests.helpers import spec
 
@@ -177,3 +179,42 @@ def test_old_checkpoints_without_the_prefix_of_the_body_are_read(tmp_path: Path)
     assert "h.0.attn.bias" not in models.names
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resident.model.state_dict().items())
+
+
+def test_a_model_that_cannot_share_prompts_is_noticed_before_it_is_loaded(tmp_path: Path) -> None:
+    bloom = saved(tmp_path / "bloom", BloomForCausalLM(BloomConfig(vocab_size=250, hidden_size=16, n_layer=2, n_head=2)))
+    shares = saved(tmp_path / "qwen2", qwen2())
+
+    (notice,) = check_buildable(open_models([spec(bloom)]), EvaluationConfig())
+
+    assert (
+        notice == "BloomForCausalLM takes no position_ids, so the answers to a question are scored one by one, as in lm-eval."
+    )
+    assert check_buildable(open_models([spec(shares)]), EvaluationConfig()) == []
+    assert check_buildable(open_models([spec(bloom)]), EvaluationConfig(share_prompts=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (True, "no chat template, which apply_chat_template of task 'some' needs"),
+        ("tools", "no chat template, which apply_chat_template of task 'some' needs"),
+    ],
+)
+def test_a_task_that_wants_a_chat_template_needs_a_tokenizer_with_one(wanted: bool | str, said: str, tmp_path: Path) -> None:
+    models = open_models([spec(saved(tmp_path / "qwen2", qwen2()))])
+
+    with pytest.raises(CheckpointError, match=said):
+        check_buildable(models, EvaluationConfig(), [TaskSpec(name="some", apply_chat_template=wanted)])
+
+
+def test_a_chat_template_is_found_by_its_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "qwen2", qwen2())
+    tokenizer = build_tokenizer(64)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ messages }}"}
+    tokenizer.save_pretrained(folder)
+    models = open_models([spec(folder)])
+
+    check_buildable(models, EvaluationConfig(apply_chat_template="tool_use"))
+    with pytest.raises(CheckpointError, match=r"no chat template 'tool', which .* names\. Did you mean 'tool_use'"):
+        check_buildable(models, EvaluationConfig(apply_chat_template="tool"))

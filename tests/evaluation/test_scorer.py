@@ -41,9 +41,13 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def scorer(specs: list[ModelSpec], tasks: list[Path], dtype: str) -> Scorer:
-    """One scorer of all kinds of tasks at once, half of whose items are held out."""
+    """One scorer of all kinds of tasks at once, half of whose items are held out.
+
+    In half precision answers depend on what goes through the model together, so there prompts are not shared.
+    """
     entries = [{"name": name, "scale": scale} for name, _, scale in KINDS]
-    return Scorer(specs, None, configure(entries, tasks, dtype=dtype, holdout=0.5, seed=7), "cpu")
+    share = dtype == "float32"
+    return Scorer(specs, None, configure(entries, tasks, dtype=dtype, holdout=0.5, seed=7, share_prompts=share), "cpu")
 
 
 def recipes(specs: list[ModelSpec]) -> dict[str, Recipe]:
@@ -86,6 +90,18 @@ def agrees(ours: TaskScore, stock: StockResult, metric: str, *, exactly: bool) -
     if metric != "perplexity":
         assert ours.score == pytest.approx(stock.results[f"{metric},none"])
         assert ours.stderr == pytest.approx(mean_stderr(theirs))
+
+
+def test_shared_prompts_in_half_precision_move_likelihoods_by_rounding_only(
+    specs: list[ModelSpec], tasks: list[Path], tmp_path: Path
+) -> None:
+    scorer = Scorer(specs, None, configure([{"name": "likelihood_shots", "scale": AS_IT_IS}], tasks, dtype="bfloat16"), "cpu")
+    assert scorer.sharing.reach is None
+
+    ours = scored(scorer, specs[3].founder).tasks["likelihood_shots"].values
+
+    stock = simple_evaluate(specs[3].folder, {"likelihood_shots": None}, tasks, dtype="bfloat16")["likelihood_shots"]
+    assert ours == pytest.approx(stock.values("perplexity"), rel=2**-6)
 
 
 def test_tasks_tell_the_models_apart(scorer: Scorer, specs: list[ModelSpec]) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from kinray.checkpoints.models import ModelSpec
 from kinray.core.scores import Failed, Scored
 from kinray.demo import DemoFiles
 from kinray.evaluation.scorer import Scorer
 from tests.evaluation.stock import simple_evaluate, write_merged
-from tests.evaluation.tiny import CHOICES, LIKELIHOOD, configure, few_shot, model_specs, write_task
+from tests.evaluation.tiny import CHOICES, GENERATED, LIKELIHOOD, configure, few_shot, model_specs, write_task
 from tests.helpers import founder, merge, spec
 
 LIKELIHOODS = {"name": "likelihood_shots", "scale": [0, 1]}
@@ -102,12 +103,13 @@ def test_global_random_states_are_left_alone(specs: list[ModelSpec], numbers: Pa
     name = write_task(tmp_path, "seeding", CHOICES, numbers)
     with (tmp_path / "seeding.yaml").open("a") as file:
         file.write("process_results: !function seeding.judge\n")
-    scorer = Scorer(specs, None, configure([name], [tmp_path]), "cpu")
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
+    scorer = Scorer(specs, None, configure([name], [tmp_path]), "cpu")
+    scorer.prepare("search")
     scorer.score(specs[1].founder)
 
     assert random.getstate() == before[0]
@@ -189,3 +191,53 @@ def test_prompts_go_through_the_chat_template_as_in_lm_eval(
     prompt = stock.values("arguments")[0][0][0]
     assert prompt.startswith(" of Be The largest of The " if system else " of The ")
     assert prompt.count(" of The ") == 3  # two examples and the question, each a turn of its own
+
+
+def test_each_task_has_the_prompts_that_it_asks_for(specs: list[ModelSpec], numbers: Path, words: Path, tmp_path: Path) -> None:
+    folder = write_merged(tmp_path / "chat", specs[1].founder, specs, torch.float32)
+    turns = "{% for m in messages %} of {{ m['content'] }}{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": turns + " is", "letters": turns + " among"}
+    tokenizer.save_pretrained(folder)
+    for name in ("plain", "named", "one_turn"):
+        write_task(tmp_path, name, LIKELIHOOD, numbers, **few_shot(numbers, words, 2))
+    scale = {"scale": [0, 1]}
+    entries = [
+        {"name": "plain", "apply_chat_template": False, "system_instruction": "", **scale},
+        {"name": "named", "apply_chat_template": "letters", **scale},
+        {"name": "one_turn", "fewshot_as_multiturn": False, "system_instruction": "Be The", **scale},
+    ]
+    config = configure(entries, [tmp_path], apply_chat_template=True)
+    scorer = Scorer([spec(folder), *specs[1:]], None, config, "cpu")
+
+    result = scorer.score(specs[1].founder)
+
+    plain = simple_evaluate(folder, {"plain": None}, [tmp_path])["plain"]
+    one_turn = simple_evaluate(
+        folder,
+        {"one_turn": None},
+        [tmp_path],
+        apply_chat_template=True,
+        fewshot_as_multiturn=False,
+        system_instruction="Be The",
+    )["one_turn"]
+    assert likelihoods(result, "plain") == pytest.approx(plain.values("perplexity"), abs=2e-5)
+    assert likelihoods(result, "one_turn") == pytest.approx(one_turn.values("perplexity"), abs=2e-5)
+    prompts = [own[0].args[0] for own in scorer._prepared["search"].instances]
+    assert [prompt.split()[0] for prompt in prompts] == ["The", "of", "of"]
+    assert [prompt.split()[-1] for prompt in prompts] == ["is", "among", "is"]
+    assert [prompt.count(" of The ") for prompt in prompts[1:]] == [3, 1]
+
+
+def test_text_is_generated_with_the_tasks_own_settings(specs: list[ModelSpec], words: Path, tmp_path: Path) -> None:
+    for name in ("short", "long"):
+        write_task(tmp_path, name, GENERATED, words)
+    entries = [{"name": "short", "batch_size": 3}, {"name": "long", "gen_kwargs": {"max_gen_toks": 4, "until": ["#"]}}]
+    scorer = Scorer(specs, None, configure(entries, [tmp_path]), "cpu")
+
+    scorer.score(specs[1].founder)
+
+    texts = [[instance.resps[0] for instance in own] for own in scorer._prepared["search"].instances]
+    stock = simple_evaluate(specs[1].folder, {"long": None}, [tmp_path], gen_kwargs={"max_gen_toks": 4, "until": ["#"]})["long"]
+    assert texts[1] == [sample["resps"][0][0] for sample in stock.samples]
+    assert max(len(text.split()) for text in texts[0]) <= 2 < max(len(text.split()) for text in texts[1])

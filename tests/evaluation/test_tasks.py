@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kinray.errors import TaskError
+from kinray.evaluation.tasks import Prompts
 from tests.evaluation.tiny import CHOICES, GENERATED, few_shot, load, write_task
 
 
@@ -16,7 +17,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     manager = lm_eval.tasks.TaskManager
     asked: list[bool] = []
 
-    def stand_in(include_path: list[str], include_defaults: bool = True) -> object:
+    def stand_in(include_path: list[str], include_defaults: bool = True, metadata: object = None) -> object:
         asked.append(include_defaults)
         return manager(include_path=include_path, include_defaults=False)
 
@@ -126,6 +127,9 @@ def test_tasks_that_run_code_need_consent(numbers: Path, tmp_path: Path) -> None
         load(["unsafe"], [tmp_path])
 
     assert load(["unsafe"], [tmp_path], confirm_run_unsafe_code=True).count("search") == 20
+    assert load([{"name": "unsafe", "confirm_run_unsafe_code": True}], [tmp_path]).count("search") == 20
+    with pytest.raises(TaskError, match="confirm_run_unsafe_code: true"):
+        load([{"name": "unsafe", "confirm_run_unsafe_code": False}], [tmp_path], confirm_run_unsafe_code=True)
 
 
 def test_a_task_may_stand_in_one_entry_only(tasks: list[Path], tmp_path: Path) -> None:
@@ -148,3 +152,71 @@ def test_lm_evals_own_files_are_left_alone_when_they_are_not_needed(tasks: list[
     load(["demo_numbers"], tasks)
 
     assert indexed == [False]
+
+
+# -- options of one task
+
+
+def test_a_task_inherits_what_holds_for_all_and_may_say_otherwise(tasks: list[Path]) -> None:
+    own = {
+        "apply_chat_template": False,
+        "fewshot_as_multiturn": False,
+        "system_instruction": "Own",
+        "batch_size": 2,
+        "fewshot_seed": 9,
+    }
+
+    loaded = load(
+        ["demo_numbers", {"name": "demo_words", **own}, {"name": "demo_letters", "fewshot_as_multiturn": False}],
+        tasks,
+        seed=4,
+        apply_chat_template="chat",
+        system_instruction="All",
+        batch_size=8,
+    )
+
+    assert [leaf.prompts for leaf in loaded.leaves] == [
+        Prompts("chat", True, "All", 4, 8),
+        Prompts(False, False, "Own", 9, 2),
+        Prompts("chat", False, "All", 4, 8),
+    ]
+
+
+def test_settings_of_generation_go_over_those_of_the_task(words: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, "generated", GENERATED, words)
+
+    loaded = load([{"name": "generated", "gen_kwargs": {"max_gen_toks": 7, "temperature": 0.5}}], [tmp_path])
+
+    generation = loaded.leaves[0].task.config.generation_kwargs
+    assert generation == {"until": ["."], "do_sample": False, "max_gen_toks": 7, "temperature": 0.5}
+
+
+def test_settings_of_generation_need_a_task_that_generates(tasks: list[Path]) -> None:
+    with pytest.raises(TaskError, match="Task 'demo_words' generates no text, so it takes no gen_kwargs"):
+        load([{"name": "demo_words", "gen_kwargs": {"max_gen_toks": 7}}], tasks)
+
+
+def test_metadata_reach_the_functions_that_make_a_tasks_data(words: Path, tmp_path: Path) -> None:
+    (tmp_path / "making.py").write_text(
+        "import datasets\n"
+        "def make(items, **_):\n"
+        "    docs = [{'prompt': 'The', 'choices': ['a', 'b'], 'answer': 0}] * items\n"
+        "    return {'test': datasets.Dataset.from_list(docs)}\n"
+    )
+    write_task(tmp_path, "made", CHOICES, words, dataset_kwargs={})
+    file = tmp_path / "made.yaml"
+    file.write_text(f"{file.read_text()}custom_dataset: !function making.make\n")
+
+    loaded = load([{"name": "made", "metadata": {"items": 12}}], [tmp_path], holdout=0)
+
+    assert loaded.count("search") == 12
+
+
+def test_a_template_is_compiled_once_for_all_documents(tasks: list[Path]) -> None:
+    import lm_eval.utils
+
+    load(["demo_numbers"], tasks)
+
+    assert lm_eval.utils.env.from_string("{{a}} of {{b}}") is lm_eval.utils.env.from_string("{{a}} of {{b}}")
+    assert lm_eval.utils.apply_template("{{a}} of {{b}}", {"a": 1, "b": 2}) == "1 of 2"
+    assert lm_eval.utils.apply_template("{{a}} of {{b}}", {"a": 3, "b": 4}) == "3 of 4"

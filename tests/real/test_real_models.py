@@ -85,9 +85,19 @@ def a_config(models: Models, tasks: Path, output: Path, dtype: str = "bfloat16")
     }
 
 
-def test_a_child_in_bfloat16_scores_exactly_as_its_export_does_in_stock_lm_eval(
-    models: Models, statistics: Statistics, child: Merge, real_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("dtype", "share", "within"), [("bfloat16", False, 0.0), ("float32", True, 2e-4)])
+def test_a_child_scores_as_its_export_does_in_stock_lm_eval(
+    dtype: str,
+    share: bool,
+    within: float,
+    models: Models,
+    statistics: Statistics,
+    child: Merge,
+    real_tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In bfloat16 answers depend on what goes through the model together, so there they are asked as lm-eval does."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -96,14 +106,17 @@ def test_a_child_in_bfloat16_scores_exactly_as_its_export_does_in_stock_lm_eval(
     from kinray.evolve.prepare import Prepared
 
     monkeypatch.chdir(ROOT)
-    config: Config = parse_config(a_config(models, real_tasks, tmp_path / "run"))
-    scored = Scorer(models.specs, statistics, config, "cpu").score(child)
+    settings = a_config(models, real_tasks, tmp_path / "run", dtype)
+    settings["evaluation"]["share_prompts"] = share
+    config: Config = parse_config(settings)
+    scorer = Scorer(models.specs, statistics, config, "cpu")
+    scored = scorer.score(child)
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     export_model(Prepared(config, models, [], tasks), child, statistics, {}, tmp_path / "best")
 
     stock = simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(tmp_path / "best"), "dtype": "bfloat16"},
+        model_args={"pretrained": str(tmp_path / "best"), "dtype": dtype},
         tasks=[task.name for task in config.tasks],
         samples={leaf.name: leaf.items["search"] for leaf in tasks.leaves},
         batch_size=8,
@@ -115,6 +128,11 @@ def test_a_child_in_bfloat16_scores_exactly_as_its_export_does_in_stock_lm_eval(
     for name, task in scored.tasks.items():  # type: ignore[union-attr]
         theirs = {str(sample["doc_id"]): sample["acc"] for sample in stock["samples"][name]}
         assert dict(zip(task.items, task.values, strict=True)) == theirs
+    assert (scorer.sharing.reach is None) == share
+    ours = [instance.resps[0][0] for own in scorer._prepared["search"].instances for instance in own]
+    samples = [sorted(stock["samples"][name], key=lambda sample: int(sample["doc_id"])) for name in scored.tasks]  # type: ignore[union-attr]
+    theirs = [answer[0][0] for own in samples for sample in own for answer in sample["resps"]]
+    assert ours == pytest.approx(theirs, rel=0, abs=within)
 
 
 def test_the_main_job_evolves_real_models(
