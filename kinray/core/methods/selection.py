@@ -85,7 +85,8 @@ def keep_middle(operands: Operands, fill: Callable[[slice], torch.Tensor], botto
         torch.abs(fill(at), out=sizes[at])
     if not top:
         (low,) = select_ranks(sizes, [bottom])
-        return Above(low, 0, _count(sizes, low)[1] - bottom)
+        # Which of the zeros stay makes no difference.
+        return Above(low, 0, _count(sizes, low)[1] - bottom) if low else keep_all
     low, high = select_ranks(sizes, [bottom, count - top - 1])
     below_low, to_low = _count(sizes, low)
     below_high, _ = _count(sizes, high)
