@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class AdaptedModel:
         """config.json of the model."""
         return self.model.config
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """The model's tensors; where the adapter replaces one, its shape."""
         return {

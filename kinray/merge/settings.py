@@ -11,7 +11,7 @@ from kinray.merge.document import Parameters
 
 EVERYWHERE = "*"
 _WITHOUT_EFFECT = "int8_mask"
-"""mergekit stores masks in fewer bytes with it; the result is the same."""
+"""mergekit stores masks in fewer bytes with it; the result is the same. Recipes have it with methods without masks, too."""
 
 
 def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parameters]) -> dict[str, ParamValue]:
@@ -32,11 +32,10 @@ def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parame
         RecipeError: for an unknown parameter, one at a wrong level, or a value of no known form.
     """
     for level in shared:
-        for name in level:
-            if name != _WITHOUT_EFFECT or not method.uses_base:
-                method.parameter(name)
+        for name in _given(level):
+            method.parameter(name)
     for level in own:
-        for name in level:
+        for name in _given(level):
             if not method.parameter(name).per_model:
                 raise RecipeError(
                     f"Parameter '{name}' of '{method.name}' has one value for all models. Move it from the model to the "
@@ -51,6 +50,10 @@ def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parame
         elif (value := _value(parameter, shared)) is not None:
             params[parameter.name] = value
     return params
+
+
+def _given(level: Parameters) -> list[str]:
+    return [name for name in level if name != _WITHOUT_EFFECT]
 
 
 def _value(parameter: Parameter, levels: Sequence[Parameters]) -> Any:
@@ -82,7 +85,7 @@ def _cases(name: str, value: Any) -> list[tuple[str, Knots]]:
                 raise RecipeError(
                     f"Parameter '{name}' holds {dict(entry)!r:.80}. A case is written {{filter: WORD, value: VALUE}}."
                 )
-            word, knots = entry.get("filter") or "", entry["value"]
+            word, knots = "" if entry.get("filter") is None else entry["filter"], entry["value"]
             if not isinstance(word, str):
                 raise RecipeError(f"Parameter '{name}' has the filter {word!r:.80}. A filter is a part of tensors' names.")
         cases.append(("" if word == EVERYWHERE else word, _knots(name, knots)))
