@@ -10,6 +10,9 @@ from kinray.merge.open import Shelf
 from kinray.merge.output import MergedModel, Output
 from kinray.merge.planner import Planner
 
+MAX_NESTED = 48
+"""Results of merges that are computed within each other, at most."""
+
 
 def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "cpu", seed: int = 0) -> Output:
     """Open and check everything that a recipe needs.
@@ -30,8 +33,15 @@ def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "c
     notices: list[str] = []
     results: dict[str, MergedModel] = {}
     chain = _chain(ordered)
+    nested: dict[str | None, int] = {}
     for document in ordered if chain is None else ordered[-1:]:
         try:
+            nested[document.name] = 1 + max((nested.get(str(reference), 0) for reference in document.references), default=0)
+            if nested[document.name] > MAX_NESTED:
+                raise ConfigError(
+                    f"It is made of {MAX_NESTED} merges one behind the other that cannot be one recipe. Merge some of them by "
+                    "themselves first."
+                )
             output = Planner(document, chain or [document], shelf, results, device, seed).output()
         except KinrayError as error:
             if len(documents) == 1:
