@@ -176,6 +176,8 @@ def in_threads(
             for future in finished:
                 del busy[future]
                 done(future.result())
+    except torch.OutOfMemoryError as error:
+        raise RunError("The GPU's memory is full. Work on fewer tensors at once (--threads 1), or on the CPU.") from error
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,11 @@ class Output:
         """Models that are merged, at most."""
         return max(len(section.models.specs) for section in self.sections)
 
+    @cached_property
+    def _inner_buffers(self) -> int:
+        """Float32 copies of a tensor that making it as the result of other merges takes, each with its own result."""
+        return sum(1 + max(making.buffers for making in earlier.tensors()) for earlier in self.earlier.values())
+
     @property
     def models(self) -> list[str]:
         """What the models are called that it is made of, also by way of other merges."""
@@ -95,6 +100,8 @@ class Output:
         """List all tensors with how they are made, in their order in the files."""
         chosen = dtype or self.dtype
         made = [making for section in self.sections for making in makings(section.materialiser, section.recipe, chosen)]
+        if self._inner_buffers:
+            made = [replace(making, buffers=making.buffers + self._inner_buffers) for making in made]
         return made + [_copying(name, source, chosen) for name, source in self.copied.items()]
 
 

@@ -11,14 +11,14 @@ from kinray.checkpoints.renamed import RenamedModel, config_with_layers, layers_
 from kinray.checkpoints.vocabulary import Vocabulary, config_with_vocabulary, plan_vocabulary, with_vocabulary
 from kinray.checkpoints.writer import CODES
 from kinray.core.layers import depths, layer_of
-from kinray.core.methods import Method, method_named
+from kinray.core.methods import method_named
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.engine.materialise import Materialiser
 from kinray.errors import ConfigError, KinrayError, did_you_mean
 from kinray.merge.document import Document, Layers, Parameters, Reference, Slice
 from kinray.merge.open import Shelf
 from kinray.merge.output import MergedModel, Output, Section
-from kinray.merge.settings import params_of
+from kinray.merge.settings import params_of, parents_of
 from kinray.merge.slices import check_depth, check_ends, check_filters, depths_of_slice
 
 
@@ -194,6 +194,7 @@ class Planner:
     ) -> tuple[Section, Layers]:
         """Plan the layers from number ``start``, and tell which source the others are fitted to."""
         document, donor = self._document, self._opened[self._donor]
+        stack = main_stack(donor)[0]
         views: dict[Reference, RenamedModel] = {}
         for source in part.sources:
             if source.model in views:
@@ -204,9 +205,9 @@ class Planner:
         leading = next((source for source in part.sources if source.model == base), part.sources[0])
         view = views[leading.model]
         check_alike(view, donor, self._notices)
-        outside = [name for name in view.tensors if (layer := layer_of(name)) is None or layer[0] != main_stack(donor)[0]]
+        outside = [name for name in view.tensors if (layer := layer_of(name)) is None or layer[0] != stack]
         ends.update(dict.fromkeys(outside, view))
-        names = tuple(n for n in weight_names(view) if n in donor.tensors or not n.endswith(OUTPUT_LAYER))
+        names = tuple(name for name in weight_names(view) if name in donor.tensors or not name.endswith(OUTPUT_LAYER))
         self._copy(copied, view, [other for other in views.values() if other is not view])
         sources: dict[Reference, WeightSource] = {
             reference: other if other is view else fit(other, view, names, self._notices, fill=True)
@@ -217,7 +218,7 @@ class Planner:
         own = [(str(source.model), source.parameters) for source in part.sources]
         recipe = self._merge(document, base, own, [part.parameters, document.parameters], known)
         check_filters(recipe, {str(reference): other.own for reference, other in views.items()})
-        depth = depths_of_slice(names, main_stack(donor)[0], start, leading.count)
+        depth = depths_of_slice(names, stack, start, leading.count)
         labels = {founder.digest: label for label, founder in known.items()}
         materialiser = Materialiser(self._models(founders, sources, names), device=self._device, tensor_depths=depth)
         return Section(materialiser, recipe, depth, labels), leading
@@ -242,7 +243,7 @@ class Planner:
         names = [name for name, _ in own]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"'{twice[0]}' is among the models twice. Name it once, with the sum of its weights.")
-        ordered = _parents(method, None if base is None else str(base), dict(own))
+        ordered = parents_of(method, None if base is None else str(base), dict(own))
         for name in [*ordered, *([str(base)] if base else [])]:
             if name not in known:
                 where = "among the sources of the slice" if document.slices else "among the models"
@@ -274,28 +275,6 @@ class Planner:
     ) -> Models:
         specs = tuple(ModelSpec(founder, Path(founder.name)) for founder in founders.values())
         return Models(specs, {founders[ref].digest: source for ref, source in sources.items()}, tuple(names))
-
-
-def _parents(method: Method, base: str | None, models: dict[str, Parameters]) -> dict[str, Parameters]:
-    """Return the parents of a merge in their order, with their own parameters, as mergekit chooses them.
-
-    Raises:
-        ConfigError: when a base is needed and missing, or given and without a part.
-    """
-    if method.uses_base and base is None:
-        raise ConfigError(f"Merge method '{method.name}' merges changes of a base. Add base_model.")
-    if method.first_is_base:
-        if base is None:
-            raise ConfigError(f"Merge method '{method.name}' starts from one of its models. Name it as base_model.")
-        return {base: models.get(base, {})} | models
-    if base is None or not method.against_base(True):
-        if base is not None and base not in models:
-            raise ConfigError(
-                f"base_model '{base}' is not among the models, and '{method.name}' has no other part for it. "
-                "Add it to the models, or remove base_model."
-            )
-        return models
-    return {name: parameters for name, parameters in models.items() if name != base}
 
 
 def _usual_dtype(model: WeightSource) -> str:

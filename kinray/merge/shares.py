@@ -80,6 +80,8 @@ def shares(measured: Sequence[Measured], parents: int) -> Float64:
         mean: Float64 = np.average(weights_TP, axis=0, weights=[max(one.size, 1) for one in measured])
         return mean
     gram: Float64 = np.sum([one.gram for one in measured if one.gram is not None], axis=0)
+    if not np.isfinite(gram).all():
+        return np.full(parents, np.nan)
     result: Float64 = np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=1e-10)[0].astype(np.float64)
     return result if len(result) == parents else np.concatenate([[1.0 - result.sum()], result])
 

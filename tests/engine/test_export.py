@@ -127,6 +127,14 @@ def test_error_in_a_thread_comes_out_as_it_is_and_stops_the_others(tmp_path: Pat
     assert len(made) < 100
 
 
+def test_full_memory_of_a_gpu_is_told_with_what_to_do(tmp_path: Path) -> None:
+    def make() -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunError, match=r"The GPU's memory is full. Work on fewer tensors at once \(--threads 1\)"):
+        write_model(tmp_path, [making("a", (2,), make)])
+
+
 def test_progress_adds_up_to_the_bytes_in_the_calling_thread(tmp_path: Path) -> None:
     told: list[int] = []
     caller = threading.get_ident()

@@ -160,6 +160,19 @@ def test_results_that_cannot_be_one_recipe_may_follow_each_other_to_a_limit(
         assert_close(read(kitchen.out), a)
 
 
+def test_memory_of_merges_within_a_merge_is_counted(kitchen: Kitchen) -> None:
+    kitchen.family("base", "a", "b")
+    inner = "name: inner\nmerge_method: ties\nbase_model: base\nmodels: [{model: a}]\n"
+    outer = "merge_method: ties\nbase_model: inner\nmodels: [{model: b}]\n"
+
+    alone, both = (
+        plan_merges(read_recipe(kitchen.write(recipe))[0], Shelf()).tensors()[0].buffers
+        for recipe in (inner, f"{inner}---\n{outer}")
+    )
+
+    assert both == 2 * alone + 1  # the inner one's, its result, and as much for the outer one
+
+
 def test_output_takes_config_tokenizer_and_dtype_from_the_base_of_its_base(kitchen: Kitchen) -> None:
     base = random_tensors(0, shapes(), torch.float16)
     kitchen.model("a", base, mark="a")

@@ -114,6 +114,18 @@ def test_without_a_base_the_first_parent_has_what_the_others_leave(kitchen: Kitc
         np.testing.assert_allclose(found, [1 - of_b, of_b], rtol=1e-4)
 
 
+def test_shares_are_unknown_where_weights_are_not_finite(kitchen: Kitchen) -> None:
+    kitchen.family("base", "a")
+    broken = read(kitchen.folder / "a")
+    broken["model.norm.weight"][0] = float("nan")
+    kitchen.model("b", broken)
+
+    found = shares_by_tensor(plan(kitchen, "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]"))
+
+    assert np.isnan(found["model.norm.weight"]).all()
+    assert np.isfinite(found["lm_head.weight"]).all()
+
+
 def test_every_merge_of_a_collapsed_chain_is_measured(kitchen: Kitchen) -> None:
     kitchen.family("base", "a", "b")
 

@@ -1,12 +1,16 @@
 """Layers of several models stacked, repeated and merged, with mergekit's numbering and gradients."""
 
 import re
+from time import process_time
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from kinray.merge.document import read_recipe
+from kinray.merge.open import Shelf
+from kinray.merge.plan import plan_merges
 from tests.helpers import random_tensors
 from tests.merge.kitchen import EMBEDDING, LAYER, NORM, OUTPUT, Array, Kitchen, assert_close, depth_of, read, shapes
 from tests.merge.test_merge import slerp
@@ -291,3 +295,24 @@ def test_output_of_slices_is_read_as_any_model(kitchen: Kitchen) -> None:
     again = kitchen.merge("merge_method: passthrough\nmodels: [{model: two}]")
 
     assert all(torch.equal(before[name], tensor) for name, tensor in again.items())
+
+
+def test_thousands_of_experts_are_planned_in_time(kitchen: Kitchen) -> None:
+    experts = {f"model.layers.{n}.mlp.experts.{e}.up_proj.weight": (1, 1) for n in range(3) for e in range(1500)}
+    for number, name in enumerate("ab"):
+        kitchen.model(name, random_tensors(number, shapes() | experts))
+    documents, _ = read_recipe(
+        kitchen.write("""
+        merge_method: slerp
+        base_model: a
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]
+          - sources: [{model: a, layer_range: [1, 3]}, {model: b, layer_range: [1, 3]}]
+        """)
+    )
+    before = process_time()
+
+    tensors = plan_merges(documents, Shelf()).tensors()
+
+    assert len(tensors) == 3 + 4 * (3 + 1500)
+    assert process_time() - before < 10  # it takes a second; looking through all tensors for each would take minutes
