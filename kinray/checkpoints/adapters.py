@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _SAVED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
 _EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+_OUTPUT = "lm_head.weight"
 _UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
 
 
@@ -42,7 +44,7 @@ class AdaptedModel:
         """config.json of the model."""
         return self.model.config
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """The model's tensors; where the adapter replaces one, its shape."""
         return {
@@ -90,8 +92,8 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
             partner = key.replace(f"lora_{match[2] or ''}A", f"lora_{match[2] or ''}B")
             turned = bool(match[2]) or bool(config.get("fan_in_fan_out"))
             factors[target] = (key, partner, turned, _scale(config, match[1], adapter.tensors[key].shape))
-    if any(_EMBEDDING.search(tensor) for tensor in saved) and model.config.get("tie_word_embeddings") is True:
-        saved.pop("lm_head.weight", None)  # which PEFT saves too, though it is the embedding
+    if model.config.get("tie_word_embeddings") is True:
+        _tie(saved, adapter, config, name)
     for tensor in saved:
         _target(tensor, model, folder, name)
     adapted = AdaptedModel(name, model, adapter, factors, saved)
@@ -99,6 +101,31 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
     for target, factor in factors.items():
         _check_factors(adapter, factor, tensors[target], name)
     return adapted
+
+
+def _tie(saved: dict[str, str], adapter: Checkpoint, config: dict[str, Any], name: str) -> None:
+    """Leave out an output layer that is the embedding, which PEFT saves too.
+
+    PEFT trains a saved embedding apart from the output layer, unless it is told to tie them; then the result is no tied model.
+
+    Raises:
+        CheckpointError: when they differ, in the adapter or by leaving the output layer as it was.
+    """
+    embedding = next((tensor for tensor in saved if _EMBEDDING.search(tensor)), None)
+    if embedding is None:
+        return
+    if _OUTPUT in saved:
+        alike = bool((adapter.load(saved[_OUTPUT]) == adapter.load(saved[embedding])).all())
+    else:
+        module = embedding.removesuffix(".weight")
+        trained = any(module == one or module.endswith(f".{one}") for one in config.get("modules_to_save") or [])
+        alike = not trained or bool(config.get("ensure_weight_tying"))
+    if not alike:
+        raise CheckpointError(
+            f"Model '{name}': the adapter {adapter.folder} trains '{embedding}' apart from the output layer, which the model's "
+            "config ties to it. Merge it with PEFT first and set tie_word_embeddings to false."
+        )
+    saved.pop(_OUTPUT, None)
 
 
 def _adapter_file(folder: Path, name: str) -> Checkpoint:

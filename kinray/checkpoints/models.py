@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 _CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias")
 """Ends of the names of buffers that old checkpoints hold though they follow from the config."""
 
+OUTPUT_LAYER = "lm_head.weight"
+"""End of the name of the output layer, in models that do not use their embedding as such."""
 
-_OUTPUT = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
-_SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+_SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "hidden_act")
 """Settings without which equal shapes do not mean equal use."""
 
 _ABSENT = "absent"
@@ -75,7 +77,7 @@ class FittedModel:
         """config.json of the model."""
         return self.model.config
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Its tensors, with the base's shapes."""
         own = {
@@ -166,7 +168,7 @@ def weight_names(base: WeightSource) -> tuple[str, ...]:
         and not (
             name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
         )  # causal masks of old GPT-2, GPT-NeoX
-        and not (tied and name.endswith(_OUTPUT) and len(base.tensors) > 1)
+        and not (tied and name.endswith(OUTPUT_LAYER) and len(base.tensors) > 1)
     )
 
 
@@ -185,29 +187,26 @@ def fit(
     Raises:
         CheckpointError: naming the first tensor that does not fit, and both shapes.
     """
-    ours, theirs = base.config["architectures"][0], model.config["architectures"][0]
-    if ours != theirs:
-        raise CheckpointError(
-            f"Model '{model.name}' is a {theirs}, but the base '{base.name}' is a {ours}. All must share one architecture."
-        )
-    _compare_configs(model, base, notices)
+    check_alike(model, base, notices)
     extra = [] if fill else [name for name in weight_names(model) if name not in base.tensors]
     if extra:
         raise CheckpointError(f"Model '{model.name}' has tensor '{extra[0]}', which the base '{base.name}' does not have.")
     rows: dict[str, int] = {}
     missing: set[str] = set()
     tied: dict[str, str] = {}
+    has, wanted = model.tensors, base.tensors
     for name in names:
         own = name
-        if name not in model.tensors and fill:
-            embedding = _embedding(model) if name.endswith(_OUTPUT) and _is_tied(model) else None
+        if name not in has and fill:
+            untied = _setting(model, "tie_word_embeddings") is False
+            embedding = _embedding(model) if name.endswith(OUTPUT_LAYER) and not untied else None
             if embedding is None:
                 missing.add(name)
                 continue
             own = tied[name] = embedding
-        if own not in model.tensors:
+        if own not in has:
             raise CheckpointError(f"Model '{model.name}' has no tensor '{name}', which the base '{base.name}' has.")
-        got, expected = model.tensors[own].shape, base.tensors[name].shape
+        got, expected = has[own].shape, wanted[name].shape
         if got == expected:
             continue
         if got[1:] != expected[1:] or got[0] != _vocabulary(model) or expected[0] != _vocabulary(base):
@@ -217,16 +216,33 @@ def fit(
             )
         rows[name] = got[0]
     if rows:
-        has, wanted = _vocabulary(model), _vocabulary(base)
-        what = (
-            f"the last {has - wanted} are left out" if has > wanted else f"the missing {wanted - has} are taken from the base"
-        )
-        notices.append(f"'{model.name}' has {has} vocabulary rows, the base has {wanted}: {what}.")
+        surplus = _vocabulary(model) - _vocabulary(base)
+        what = f"the last {surplus} are left out" if surplus > 0 else f"the missing {-surplus} are taken from the base"
+        notices.append(f"'{model.name}' has {_vocabulary(model)} vocabulary rows, the base has {_vocabulary(base)}: {what}.")
     if missing:
         some = next(name for name in names if name in missing)
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         notices.append(f"'{model.name}' lacks '{some}'{more}: taken from '{base.name}'.")
     return FittedModel(model, base, rows, frozenset(missing), tied) if rows or missing or tied else model
+
+
+def check_alike(model: WeightSource, base: WeightSource, notices: list[str]) -> None:
+    """Check from the configs that two models compute in the same way.
+
+    Args:
+        model: the one.
+        base: the other, whose settings count where they may differ.
+        notices: gets which they are.
+
+    Raises:
+        CheckpointError: for another architecture, or a setting without which equal shapes do not mean equal use.
+    """
+    ours, theirs = base.config["architectures"][0], model.config["architectures"][0]
+    if ours != theirs:
+        raise CheckpointError(
+            f"Model '{model.name}' is a {theirs}, but the base '{base.name}' is a {ours}. All must share one architecture."
+        )
+    _compare_configs(model, base, notices)
 
 
 def _embedding(model: WeightSource) -> str | None:
@@ -253,7 +269,7 @@ def _compare_configs(model: WeightSource, base: WeightSource, notices: list[str]
                 f"Model '{model.name}' has {key} {theirs!r} but the base '{base.name}' has {ours!r}. Weights that are used in "
                 "different ways cannot be merged; remove one of them."
             )
-        notices.append(f"'{model.name}' has {key} {theirs!r}; it and all children are scored with the base's {ours!r}.")
+        notices.append(f"'{model.name}' has {key} {theirs!r}; children have the base's {ours!r}.")
 
 
 def _setting(model: WeightSource, key: str) -> Any:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kinray.checkpoints.folder import WeightSource
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What configs call the number of layers."""
 
-_IN_FRONT = re.compile(r"emb(?!ed_out)|wte|wpe")
+_IN_FRONT = re.compile(r"emb(?!ed_out)|wte|wpe|vis(ion|ual)|image|audio|projector|connector")
 """In names of tensors that work before the first layer; others outside of the layers work behind the last."""
+
+_TOKEN_IDS = re.compile(r".*token_(id|ids|index)|architectures")
+"""Settings that may be lists, but have no value for each layer."""
 
 
 @dataclass
@@ -43,7 +47,7 @@ class RenamedModel:
         """config.json of the model."""
         return self.model.config
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Its tensors, by their new names."""
         tensors = self.model.tensors
@@ -55,17 +59,24 @@ class RenamedModel:
 
 
 def main_stack(model: WeightSource) -> tuple[str, int]:
-    """Return the name and the number of layers of a model's main stack: the one that its config counts, or the longest.
+    """Return the name and the number of layers of a model's main stack.
+
+    It is the stack that has as many layers as the config says; of several, or if there is none, the one with most weights.
 
     Raises:
         CheckpointError: when it has no layers.
     """
-    layers = Counter({layer: 0 for name in model.tensors if (layer := layer_of(name)) is not None})
-    counts = Counter(stack for stack, _ in layers)
-    if not counts:
+    weights: Counter[str] = Counter()
+    layers: set[tuple[str, int]] = set()
+    for name, info in model.tensors.items():
+        if (layer := layer_of(name)) is not None:
+            layers.add(layer)
+            weights[layer[0]] += info.numel
+    if not layers:
         raise CheckpointError(f"Model '{model.name}' has no layers to choose from: no name of a tensor holds a number.")
+    counts = Counter(stack for stack, _ in layers)
     wanted = layer_count(model.config)
-    stack = next((stack for stack, count in counts.items() if count == wanted), max(counts, key=counts.__getitem__))
+    stack = max(counts, key=lambda stack: (counts[stack] == wanted, weights[stack]))
     return stack, counts[stack]
 
 
@@ -126,7 +137,7 @@ def config_with_layers(config: Mapping[str, Any], kept: Sequence[int]) -> dict[s
         for key, value in part.items():
             if key in _COUNTS and value == before:
                 result[key] = len(kept)
-            elif isinstance(value, list) and len(value) == before and before != len(kept) and max(kept) < before:
+            elif isinstance(value, list) and len(value) == before and max(kept) < before and not _TOKEN_IDS.fullmatch(key):
                 result[key] = [value[layer] for layer in kept]
             elif key == "text_config" and isinstance(value, dict):
                 result[key] = changed(value)

@@ -1,11 +1,12 @@
 """Write a model folder: sharded safetensors with an index, tensor by tensor as they are made, there whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,19 +36,34 @@ def folder_replacing(target: Path) -> Iterator[Path]:
 
     A folder that was there before stays until the new one is whole.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
+    unique = uuid.uuid4().hex[:8]
+    temporary, old = (target.with_name(f".{target.name}.{unique}.{kind}") for kind in ("tmp", "old"))
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         if target.exists():
-            old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
             target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        temporary.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        _remove(temporary)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with all that is in it, even when interrupted."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,24 @@ class WeightWriter:
     def file(self, name: str) -> Path:
         """Return the file that holds a tensor."""
         return self._files[self.entries[name].file]
+
+
+@contextmanager
+def needing_room(place: Path, needed: int) -> Iterator[None]:
+    """Say what is needed when the disk of ``place`` gets full within the block.
+
+    Raises:
+        RunError: instead of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"The disk under {place} is full: {needed / 1e9:.2f} GB are needed. Nothing was kept; make room, or choose another "
+            "output folder."
+        ) from error
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -1,6 +1,5 @@
 """Write a model while it is made: threads take tensors, read, merge and write each, so that all three overlap."""
 
-import errno
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -8,14 +7,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from kinray.checkpoints.header import DTYPE_BYTES, read_header
 from kinray.checkpoints.identity import count_not_finite
-from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, data_of
+from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, data_of, needing_room
 from kinray.core.recipe import Recipe
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RunError
@@ -24,6 +23,8 @@ Progress = Callable[[int], None]
 """Called with the number of bytes written since the last call."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+T = TypeVar("T")
 
 _FLOAT32 = 4
 
@@ -118,7 +119,6 @@ def write_model(
         RunError: when the disk has too little room, or a tensor is not finite in its dtype.
     """
     writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
-    largest = max((prod(tensor.shape) for tensor in tensors), default=0)
     sums: dict[str, int] = {}
 
     def work(tensor: Making) -> int:
@@ -130,37 +130,54 @@ def write_model(
         return data.nbytes
 
     try:
-        _run(tensors, work, (parents + 3) * _FLOAT32 * largest, threads or torch.get_num_threads(), progress)
-        writer.finish()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"The disk under {folder.parent} is full: the weights take {writer.nbytes / 1e9:.2f} GB. Nothing was kept; "
-            "make room, or choose another output folder."
-        ) from error
+        with needing_room(folder.parent, writer.nbytes):
+            in_threads(tensors, work, memory_for(tensors, parents), threads, progress)
+            writer.finish()
     finally:
         writer.close()
     return Written(writer.nbytes, sums)
 
 
-def _run(tensors: Sequence[Making], work: Callable[[Making], int], memory: int, threads: int, progress: Progress) -> None:
-    waiting = sorted(tensors, key=lambda tensor: -prod(tensor.shape))
-    busy: dict[Future[int], Making] = {}
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+def memory_for(tensors: Sequence[Making], parents: int) -> int:
+    """Return the bytes that work on several tensors may take: (parents + 3) times the largest one in float32."""
+    return (parents + 3) * _FLOAT32 * max((prod(tensor.shape) for tensor in tensors), default=0)
+
+
+def in_threads(
+    tensors: Sequence[Making],
+    work: Callable[[Making], T],
+    memory: int,
+    threads: int | None = None,
+    done: Callable[[T], None] = lambda _: None,
+) -> None:
+    """Work on tensors in threads that each compute alone, the largest first.
+
+    Args:
+        tensors: what to work on.
+        work: called in a thread; what it raises is raised here.
+        memory: bytes that those at work may take together, unless a single one needs more.
+        threads: how many; by default as many as torch is set to.
+        done: told of each result, in the order in which they come.
+    """
     before = torch.get_num_threads()
+    most = threads or before
+    waiting = sorted(tensors, key=lambda tensor: -prod(tensor.shape))
+    busy: dict[Future[T], Making] = {}
+    pool = ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(1,))
     try:
         while waiting or busy:
             free = memory - sum(tensor.memory for tensor in busy.values())
             fitting = next((tensor for tensor in waiting if tensor.memory <= free or not busy), None)
-            if fitting is not None and len(busy) < threads:
+            if fitting is not None and len(busy) < most:
                 waiting.remove(fitting)
                 busy[pool.submit(work, fitting)] = fitting
                 continue
-            done, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in done:
+            finished, _ = wait(busy, return_when=FIRST_COMPLETED)
+            for future in finished:
                 del busy[future]
-                progress(future.result())
+                done(future.result())
+    except torch.OutOfMemoryError as error:
+        raise RunError("The GPU's memory is full. Work on fewer tensors at once (--threads 1), or on the CPU.") from error
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from kinray.errors import ConfigError, KinrayError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute (default: a GPU if there is one)")
     add("--shard-size", type=_size, default=SHARD_BYTES, metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--threads", type=_positive, metavar="N", help="tensors that are merged at once (default: one for each core)")
-    add("--seed", type=int, default=0, metavar="N", help="another draw of random masks (default: the recipe's, else 0)")
+    add("--seed", type=int, default=0, metavar="N", help="another draw of random masks (default: 0, the recipe's)")
     add("--overwrite", action="store_true", help="replace OUT if it exists, once the new one is whole")
     add("--verify", action="store_true", help="read the written weights back from the disk and compare every tensor")
     add("--explain", action="store_true", help="print effective parameters and each parent's weight, by groups of tensors")
@@ -55,7 +56,10 @@ def _size(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         return _merge(arguments)
     except (KinrayError, OSError) as error:
@@ -65,16 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Stopped. Nothing was written.", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: Any) -> None:
+    """Stop; a second signal shall not disturb the cleaning up."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     started = perf_counter()
-    target = arguments.output
+    target = None if arguments.output is None else arguments.output.expanduser().resolve()
     if target is None and not arguments.explain:
         raise ConfigError("Name the folder to write (kinray merge RECIPE.yaml OUT), or add --explain to only look.")
     if target is not None:
@@ -114,15 +122,24 @@ def _merge(arguments: argparse.Namespace) -> int:
         )
     checked = ", read back and compared" if arguments.verify else ""
     seconds = perf_counter() - started
-    print(f"Wrote {target}: {written.nbytes / 1e9:.2f} GB of {dtype}{checked}, in {seconds:.1f} s.")
+    print(f"Wrote {arguments.output}: {written.nbytes / 1e9:.2f} GB of {dtype}{checked}, in {seconds:.1f} s.")
     return 0
 
 
 def _check_vacant(target: Path, *, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file. Name a folder to write.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    if not target.name:
+        raise ConfigError(f"{target} cannot be written as a model folder. Name another one.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise ConfigError(f"{target} exists and is not empty. Name another folder, or add --overwrite.")
+    if not (target / "config.json").is_file():
+        raise ConfigError(
+            f"{target} holds no model (no config.json). --overwrite replaces a model's folder with all that is in it, and no "
+            "other. Name another folder."
+        )
 
 
 def _device(asked: str) -> str:

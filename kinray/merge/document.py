@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kinray.config.loading import read_all_yaml, read_text
 from kinray.core.recipe import MAX_PARENTS
@@ -46,11 +46,11 @@ class Reference(Part):
         model, plus, adapter = value.partition("+")
         if plus and (not model or not adapter or "+" in adapter):
             raise ValueError("a model with an adapter is written MODEL+ADAPTER, with one adapter")
-        name, _, revision = model.partition("@")
-        parts = {"model": name, "revision": revision or None}
+        name, revision = _place(model)
+        parts = {"model": name, "revision": revision}
         if plus:
-            adapter, _, revision = adapter.partition("@")
-            parts |= {"adapter": adapter, "adapter_revision": revision or None}
+            adapter, revision = _place(adapter)
+            parts |= {"adapter": adapter, "adapter_revision": revision}
         return parts
 
     def __str__(self) -> str:
@@ -62,8 +62,16 @@ class Reference(Part):
         return f"{one}+{other}" if self.adapter else one
 
 
-Parameters = dict[str, Any]
-"""Values by name: numbers, truth values, gradients (lists of numbers), or lists of {filter, value}."""
+def _place(word: str) -> tuple[str, str | None]:
+    """Split PLACE@REVISION; a folder's name may hold an @."""
+    if Path(word).expanduser().is_dir():
+        return word, None
+    place, _, revision = word.partition("@")
+    return place, revision or None
+
+
+Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+"""Values by name: numbers, truth values, gradients (lists of numbers), or lists of {filter, value}; may be blank."""
 
 
 class Input(Part):

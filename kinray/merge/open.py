@@ -11,13 +11,8 @@ from kinray.merge.document import Reference
 
 @dataclass
 class Shelf:
-    """Models that are open, by reference.
+    """Models that are open, by reference."""
 
-    Args:
-        home: folder that relative paths start from, besides the working folder.
-    """
-
-    home: Path | None = None
     _opened: dict[Reference, tuple[Path, WeightSource]] = field(default_factory=dict)
 
     def open(self, reference: Reference) -> WeightSource:

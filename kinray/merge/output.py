@@ -1,7 +1,8 @@
 """A model that can be made: its tensors, each with the recipe that makes it, and what else its folder holds."""
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from kinray.checkpoints.header import TensorInfo
 from kinray.checkpoints.models import Models
 from kinray.checkpoints.vocabulary import Vocabulary
 from kinray.checkpoints.writer import CODES
-from kinray.core.recipe import Merge
+from kinray.core.recipe import Merge, Recipe, topological
 from kinray.engine.export import DTYPES, Making, makings
 from kinray.engine.materialise import Materialiser
 
@@ -55,6 +56,7 @@ class Output:
         folder: where that lies.
         vocabulary: its tokenizer, where one was asked for.
         notices: what a person should know.
+        earlier: results of other merges among its models, by name.
     """
 
     name: str
@@ -66,16 +68,40 @@ class Output:
     folder: Path
     vocabulary: Vocabulary | None = None
     notices: list[str] = field(default_factory=list)
+    earlier: "Mapping[str, Output]" = field(default_factory=dict)
 
     @property
     def parents(self) -> int:
         """Models that are merged, at most."""
         return max(len(section.models.specs) for section in self.sections)
 
+    @cached_property
+    def _inner_buffers(self) -> int:
+        """Float32 copies of a tensor that making it as the result of other merges takes, each with its own result."""
+        return sum(1 + max(making.buffers for making in earlier.tensors()) for earlier in self.earlier.values())
+
+    @property
+    def models(self) -> list[str]:
+        """What the models are called that it is made of, also by way of other merges."""
+        names: list[str] = []
+        for spec in (spec for section in self.sections for spec in section.models.specs):
+            earlier = self.earlier.get(spec.founder.name)
+            names += [spec.founder.name] if earlier is None else earlier.models
+        return list(dict.fromkeys(names))
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that it is merged by, also those of other merges that it is made of."""
+        recipes: list[Recipe] = [section.recipe for section in self.sections]
+        own = [node.method for node in topological(recipes) if isinstance(node, Merge)]
+        return list(dict.fromkeys([method for earlier in self.earlier.values() for method in earlier.methods] + own))
+
     def tensors(self, dtype: str | None = None) -> list[Making]:
         """List all tensors with how they are made, in their order in the files."""
         chosen = dtype or self.dtype
         made = [making for section in self.sections for making in makings(section.materialiser, section.recipe, chosen)]
+        if self._inner_buffers:
+            made = [replace(making, buffers=making.buffers + self._inner_buffers) for making in made]
         return made + [_copying(name, source, chosen) for name, source in self.copied.items()]
 
 
@@ -95,6 +121,7 @@ class MergedModel:
     """
 
     output: Output
+    _last: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -117,5 +144,9 @@ class MergedModel:
         return {name: TensorInfo(name, made.dtype, made.shape, nowhere, 0, made.nbytes) for name, made in self._made.items()}
 
     def load(self, name: str) -> "torch.Tensor":
-        """Make a tensor, in float32."""
-        return self._made[name].make()
+        """Make a tensor, in float32; asked for the same again, a thread gets it without making it anew."""
+        if self._last.__dict__.get("name") != name:
+            self._last.__dict__.clear()
+            self._last.__dict__.update(tensor=self._made[name].make(), name=name)
+        tensor: torch.Tensor = self._last.tensor
+        return tensor

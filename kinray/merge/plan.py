@@ -1,6 +1,7 @@
 """From the merges of a recipe file to one output: which are one recipe, which are models of their own, in which order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kinray.core.methods import method_named
 from kinray.errors import ConfigError, KinrayError
@@ -8,6 +9,9 @@ from kinray.merge.document import Document
 from kinray.merge.open import Shelf
 from kinray.merge.output import MergedModel, Output
 from kinray.merge.planner import Planner
+
+MAX_NESTED = 48
+"""Results of merges that are computed within each other, at most."""
 
 
 def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "cpu", seed: int = 0) -> Output:
@@ -26,18 +30,29 @@ def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "c
         KinrayError: for the first thing that is wrong, naming the merge.
     """
     ordered = _in_order(documents)
+    notices: list[str] = []
     results: dict[str, MergedModel] = {}
     chain = _chain(ordered)
+    nested: dict[str | None, int] = {}
     for document in ordered if chain is None else ordered[-1:]:
         try:
+            nested[document.name] = 1 + max((nested.get(str(reference), 0) for reference in document.references), default=0)
+            if nested[document.name] > MAX_NESTED:
+                raise ConfigError(
+                    f"It is made of {MAX_NESTED} merges one behind the other that cannot be one recipe. Merge some of them by "
+                    "themselves first."
+                )
             output = Planner(document, chain or [document], shelf, results, device, seed).output()
         except KinrayError as error:
             if len(documents) == 1:
                 raise
             raise type(error)(f"Merge '{document.name or 'without a name'}': {error}") from error
+        notices += output.notices
         if document.name is not None:
             results[document.name] = MergedModel(output)
-    return output
+    if unused := [document.name for document in documents if document not in ordered]:
+        notices.append(f"The output does not need the merge {', '.join(map(repr, unused))}: not made.")
+    return replace(output, notices=list(dict.fromkeys(notices)))
 
 
 def _in_order(documents: Sequence[Document]) -> list[Document]:
@@ -54,6 +69,12 @@ def _in_order(documents: Sequence[Document]) -> list[Document]:
                 f"{names.count(name)} merges of the recipe {which}. Only the output may be without; name the others."
             )
     named = {document.name: document for document in documents}
+    for reference in (reference for document in documents for reference in document.references):
+        if reference.model in named and str(reference) not in named:
+            raise ConfigError(
+                f"'{reference}' names the merge '{reference.model}' with a revision or an adapter. Neither can be had of a "
+                "result; apply the adapter to one of its models."
+            )
     order: list[Document] = []
     open_: list[str | None] = []
     stack: list[Document] = [named[None] if None in named else documents[-1]]

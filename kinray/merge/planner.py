@@ -2,33 +2,24 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kinray.checkpoints.folder import WeightSource
-from kinray.checkpoints.models import Models, ModelSpec, fit, weight_names
-from kinray.checkpoints.renamed import config_with_layers, layers_of
+from kinray.checkpoints.models import OUTPUT_LAYER, Models, ModelSpec, check_alike, fit, weight_names
+from kinray.checkpoints.renamed import RenamedModel, config_with_layers, layers_of, main_stack
 from kinray.checkpoints.vocabulary import Vocabulary, config_with_vocabulary, plan_vocabulary, with_vocabulary
 from kinray.checkpoints.writer import CODES
 from kinray.core.layers import depths, layer_of
-from kinray.core.methods import Method, method_named
+from kinray.core.methods import method_named
 from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.engine.materialise import Materialiser
 from kinray.errors import ConfigError, KinrayError, did_you_mean
-from kinray.merge.document import Document, Parameters, Reference
+from kinray.merge.document import Document, Layers, Parameters, Reference, Slice
 from kinray.merge.open import Shelf
 from kinray.merge.output import MergedModel, Output, Section
-from kinray.merge.settings import params_of
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One model of a slice, with its own parameters."""
-
-    reference: Reference
-    view: WeightSource
-    parameters: Parameters = field(default_factory=dict)
+from kinray.merge.settings import params_of, parents_of
+from kinray.merge.slices import check_depth, check_ends, check_filters, depths_of_slice
 
 
 class Planner:
@@ -73,6 +64,19 @@ class Planner:
             donor = inner.base_model or inner.references[0]
         return donor
 
+    def _dtype(self) -> str:
+        """Return the dtype that is asked for, else that of the model that the config comes from."""
+        document = self._document
+        while True:
+            if asked := document.out_dtype or document.dtype:
+                return asked
+            donor = document.base_model or document.references[0]
+            if str(donor) not in self._within:
+                break
+            document = self._within[str(donor)]
+        merged = self._earlier.get(str(self._donor))
+        return _usual_dtype(self._opened[self._donor]) if merged is None else merged.output.dtype
+
     def _plan_vocabulary(self) -> Vocabulary | None:
         asked = self._document.vocabulary
         if asked is None:
@@ -107,19 +111,21 @@ class Planner:
         source = self._opened[self._donor]
         merged = self._earlier.get(str(self._donor))
         folder = self._shelf.folder(self._donor) if merged is None else merged.output.folder
+        vocabulary = self._vocabulary if merged is None else merged.output.vocabulary
         if self._vocabulary is not None:
             owner = list(self._opened.values())[self._vocabulary.owner]
             config = config_with_vocabulary(config, owner.config, self._vocabulary.size)
         return Output(
-            name=self._document.name or "merge",
+            name=self._document.name or "the output",
             sections=sections,
             copied=copied,
-            dtype=self._document.out_dtype or self._document.dtype or _usual_dtype(source),
+            dtype=self._dtype(),
             config=dict(config),
             source=source,
             folder=folder,
-            vocabulary=self._vocabulary,
+            vocabulary=vocabulary,
             notices=list(dict.fromkeys(self._notices)),
+            earlier={str(ref): self._earlier[str(ref)].output for ref in self._references if str(ref) in self._earlier},
         )
 
     # -- whole models
@@ -127,6 +133,8 @@ class Planner:
     def _whole(self, copied: dict[str, WeightSource]) -> Section:
         base = self._opened[self._donor]
         names = weight_names(base)
+        for model in self._opened.values():
+            check_depth(model, base)
         self._copy(copied, base, [model for model in self._opened.values() if model is not base])
         sources = {
             ref: model if model is base else fit(model, base, names, self._notices, fill=True)
@@ -145,58 +153,81 @@ class Planner:
 
     def _copy(self, copied: dict[str, WeightSource], base: WeightSource, others: Sequence[WeightSource]) -> None:
         """Choose the tensors that are taken as they are: of the base what holds no weights, and what only others have."""
-        copied.update({name: base for name, info in base.tensors.items() if not info.floating})
-        tied = base.config.get("tie_word_embeddings") is True
+        ours = base.tensors
+        copied.update({name: base for name, info in ours.items() if not info.floating})
         for model in others:
-            extra = [name for name in weight_names(model) if name not in base.tensors and name not in copied]
-            taken = [name for name in extra if not (tied and name.endswith("lm_head.weight"))]
+            taken = [name for name in weight_names(model) if name not in ours and name not in copied]
+            if surplus := [name for name in taken if name.endswith(OUTPUT_LAYER)]:
+                self._notices.append(f"'{model.name}' has an output layer, '{base.name}' has none but its embedding: left out.")
+            taken = [name for name in taken if name not in surplus]
             copied.update(dict.fromkeys(taken, model))
             if taken:
                 more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-                self._notices.append(f"Only '{model.name}' has '{taken[0]}'{more}: taken as they are.")
+                self._notices.append(f"'{base.name}' has no '{taken[0]}'{more}: taken from '{model.name}' as they are.")
 
     # -- slices
 
     def _slices(self, copied: dict[str, WeightSource]) -> tuple[tuple[Section, ...], Mapping[str, Any]]:
-        document, sections, kept, start = self._document, [], [], 0
-        for number, part in enumerate(document.slices):
-            first, last = number == 0, number == len(document.slices) - 1
-            views = [
-                _Source(
-                    source.model,
-                    layers_of(self._opened[source.model], *source.layer_range, start, front=first, back=last),
-                    source.parameters,
-                )
-                for source in part.sources
-            ]
-            base = part.base_model or document.base_model
-            leading = next((view for view in views if view.reference == base), views[0])
-            names = weight_names(leading.view)
-            if first:
-                self._copy(copied, leading.view, [])
-            sources: dict[Reference, WeightSource] = {}
-            for view in views:
-                if view.reference in sources:
-                    raise ConfigError(
-                        f"Slice {number} of the merge takes '{view.reference}' twice. Take it once, or in two slices."
-                    )
-                sources[view.reference] = (
-                    view.view if view is leading else fit(view.view, leading.view, names, self._notices, fill=True)
-                )
-            founders = self._founders([leading.reference, *(ref for ref in sources if ref != leading.reference)])
-            known: dict[str, Recipe] = {str(ref): founder for ref, founder in founders.items()}
-            own = [(str(view.reference), view.parameters) for view in views]
+        sections, kept, start = [], [], 0
+        donor, ends = self._opened[self._donor], dict[str, WeightSource]()
+        last = len(self._document.slices) - 1
+        for number, part in enumerate(self._document.slices):
             try:
-                recipe = self._merge(document, base, own, [part.parameters, document.parameters], known)
+                section, leading = self._slice(part, start, copied, ends, front=number == 0, back=number == last)
             except KinrayError as error:
                 raise type(error)(f"Slice {number}: {error}") from error
-            depth = _depths_of_slice(names, start, part.sources[0].count)
-            models = self._models(founders, sources, names)
-            labels = {founder.digest: label for label, founder in known.items()}
-            sections.append(Section(Materialiser(models, device=self._device, tensor_depths=depth), recipe, depth, labels))
-            kept += list(range(*next(s for s in part.sources if s.model == leading.reference).layer_range))
-            start += part.sources[0].count
-        return tuple(sections), config_with_layers(self._opened[self._donor].config, kept)
+            sections.append(section)
+            kept += list(range(*leading.layer_range))
+            start += leading.count
+        check_ends(ends, donor)
+        return tuple(sections), config_with_layers(donor.config, kept)
+
+    def _slice(
+        self,
+        part: Slice,
+        start: int,
+        copied: dict[str, WeightSource],
+        ends: dict[str, WeightSource],
+        *,
+        front: bool,
+        back: bool,
+    ) -> tuple[Section, Layers]:
+        """Plan the layers from number ``start``, and tell which source the others are fitted to."""
+        document, donor = self._document, self._opened[self._donor]
+        stack = main_stack(donor)[0]
+        views: dict[Reference, RenamedModel] = {}
+        for source in part.sources:
+            if source.model in views:
+                raise ConfigError(f"It takes '{source.model}' twice. Take it once, or in two slices.")
+            model = self._opened[source.model]
+            views[source.model] = layers_of(model, *source.layer_range, start, front=front, back=back)
+        base = self._base_of(part)
+        leading = next((source for source in part.sources if source.model == base), part.sources[0])
+        view = views[leading.model]
+        check_alike(view, donor, self._notices)
+        outside = [name for name in view.tensors if (layer := layer_of(name)) is None or layer[0] != stack]
+        ends.update(dict.fromkeys(outside, view))
+        names = tuple(name for name in weight_names(view) if name in donor.tensors or not name.endswith(OUTPUT_LAYER))
+        self._copy(copied, view, [other for other in views.values() if other is not view])
+        sources: dict[Reference, WeightSource] = {
+            reference: other if other is view else fit(other, view, names, self._notices, fill=True)
+            for reference, other in views.items()
+        }
+        founders = self._founders([leading.model, *(reference for reference in sources if reference != leading.model)])
+        known: dict[str, Recipe] = {str(reference): founder for reference, founder in founders.items()}
+        own = [(str(source.model), source.parameters) for source in part.sources]
+        recipe = self._merge(document, base, own, [part.parameters, document.parameters], known)
+        check_filters(recipe, {str(reference): other.own for reference, other in views.items()})
+        depth = depths_of_slice(names, stack, start, leading.count)
+        labels = {founder.digest: label for label, founder in known.items()}
+        materialiser = Materialiser(self._models(founders, sources, names), device=self._device, tensor_depths=depth)
+        return Section(materialiser, recipe, depth, labels), leading
+
+    def _base_of(self, part: Slice) -> Reference | None:
+        """Return the base of a slice; the merge's may be there to give the output its config and tokenizer alone."""
+        base, method = part.base_model or self._document.base_model, method_named(self._document.merge_method)
+        needed = method.first_is_base or method.against_base(True) or part.base_model is not None
+        return base if needed or any(source.model == base for source in part.sources) else None
 
     # -- recipes
 
@@ -212,7 +243,7 @@ class Planner:
         names = [name for name, _ in own]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"'{twice[0]}' is among the models twice. Name it once, with the sum of its weights.")
-        ordered = _parents(method, None if base is None else str(base), dict(own))
+        ordered = parents_of(method, None if base is None else str(base), dict(own))
         for name in [*ordered, *([str(base)] if base else [])]:
             if name not in known:
                 where = "among the sources of the slice" if document.slices else "among the models"
@@ -226,10 +257,14 @@ class Planner:
             tuple(known[name] for name in ordered),
             params,
             against,
-            document.kinray.seed or (str(self._seed) if self._seed else None),
+            self._seed_of(document),
         )
         method.resolve(recipe.params, len(recipe.parents))
         return recipe
+
+    def _seed_of(self, document: Document) -> str | None:
+        asked = [document.kinray.seed, str(self._seed) if self._seed else None]
+        return "/".join(word for word in asked if word) or None
 
     def _founders(self, references: Sequence[Reference]) -> dict[Reference, Founder]:
         """Number the models; the base of deltas comes first, so it is what weighted sums start from."""
@@ -240,40 +275,6 @@ class Planner:
     ) -> Models:
         specs = tuple(ModelSpec(founder, Path(founder.name)) for founder in founders.values())
         return Models(specs, {founders[ref].digest: source for ref, source in sources.items()}, tuple(names))
-
-
-def _parents(method: Method, base: str | None, models: dict[str, Parameters]) -> dict[str, Parameters]:
-    """Return the parents of a merge in their order, with their own parameters, as mergekit chooses them.
-
-    Raises:
-        ConfigError: when a base is needed and missing, or given and without a part.
-    """
-    if method.uses_base and base is None:
-        raise ConfigError(f"Merge method '{method.name}' merges changes of a base. Add base_model.")
-    if method.first_is_base:
-        if base is None:
-            raise ConfigError(f"Merge method '{method.name}' starts from one of its models. Name it as base_model.")
-        return {base: models.get(base, {})} | models
-    if base is None or not method.against_base(True):
-        if base is not None and base not in models:
-            raise ConfigError(
-                f"base_model '{base}' is not among the models, and '{method.name}' has no other part for it. "
-                "Add it to the models, or remove base_model."
-            )
-        return models
-    return {name: parameters for name, parameters in models.items() if name != base}
-
-
-def _depths_of_slice(names: Sequence[str], start: int, count: int) -> dict[str, float]:
-    """Say how deep tensors lie in a slice: 0 in its first layer, 1 in its last, 0 outside of layers, as mergekit has it."""
-
-    def depth(name: str) -> float:
-        layer = layer_of(name)
-        if layer is None or not start <= layer[1] < start + count:
-            return 0.0
-        return (layer[1] - start) / (count - 1) if count > 1 else 1.0
-
-    return {name: depth(name) for name in names}
 
 
 def _usual_dtype(model: WeightSource) -> str:

@@ -1,4 +1,4 @@
-"""Which value each hyperparameter of a merge has: mergekit's levels, gradients and filters made one value or a varied one."""
+"""Which models are parents, and which value each hyperparameter has: mergekit's levels, gradients and filters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,12 +6,34 @@ from typing import Any
 from kinray.core.methods import Method, Parameter
 from kinray.core.parameters import Knots, ParamValue, Varied
 from kinray.core.recipe import is_finite_number
-from kinray.errors import RecipeError
+from kinray.errors import ConfigError, RecipeError
 from kinray.merge.document import Parameters
 
 EVERYWHERE = "*"
 _WITHOUT_EFFECT = "int8_mask"
-"""mergekit stores masks in fewer bytes with it; the result is the same."""
+"""mergekit stores masks in fewer bytes with it; the result is the same. Recipes have it with methods without masks, too."""
+
+
+def parents_of(method: Method, base: str | None, models: dict[str, Parameters]) -> dict[str, Parameters]:
+    """Return the parents of a merge in their order, with their own parameters, as mergekit chooses them.
+
+    Raises:
+        ConfigError: when a base is needed and missing, or given and without a part.
+    """
+    if method.uses_base and base is None:
+        raise ConfigError(f"Merge method '{method.name}' merges changes of a base. Add base_model.")
+    if method.first_is_base:
+        if base is None:
+            raise ConfigError(f"Merge method '{method.name}' starts from one of its models. Name it as base_model.")
+        return {base: models.get(base, {})} | models
+    if base is None or not method.against_base(True):
+        if base is not None and base not in models:
+            raise ConfigError(
+                f"base_model '{base}' is not among the models, and '{method.name}' has no other part for it. "
+                "Add it to the models, or remove base_model."
+            )
+        return models
+    return {name: parameters for name, parameters in models.items() if name != base}
 
 
 def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parameters]) -> dict[str, ParamValue]:
@@ -32,11 +54,10 @@ def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parame
         RecipeError: for an unknown parameter, one at a wrong level, or a value of no known form.
     """
     for level in shared:
-        for name in level:
-            if name != _WITHOUT_EFFECT or not method.uses_base:
-                method.parameter(name)
+        for name in _given(level):
+            method.parameter(name)
     for level in own:
-        for name in level:
+        for name in _given(level):
             if not method.parameter(name).per_model:
                 raise RecipeError(
                     f"Parameter '{name}' of '{method.name}' has one value for all models. Move it from the model to the "
@@ -51,6 +72,10 @@ def params_of(method: Method, shared: Sequence[Parameters], own: Sequence[Parame
         elif (value := _value(parameter, shared)) is not None:
             params[parameter.name] = value
     return params
+
+
+def _given(level: Parameters) -> list[str]:
+    return [name for name in level if name != _WITHOUT_EFFECT]
 
 
 def _value(parameter: Parameter, levels: Sequence[Parameters]) -> Any:
@@ -82,7 +107,7 @@ def _cases(name: str, value: Any) -> list[tuple[str, Knots]]:
                 raise RecipeError(
                     f"Parameter '{name}' holds {dict(entry)!r:.80}. A case is written {{filter: WORD, value: VALUE}}."
                 )
-            word, knots = entry.get("filter") or "", entry["value"]
+            word, knots = "" if entry.get("filter") is None else entry["filter"], entry["value"]
             if not isinstance(word, str):
                 raise RecipeError(f"Parameter '{name}' has the filter {word!r:.80}. A filter is a part of tensors' names.")
         cases.append(("" if word == EVERYWHERE else word, _knots(name, knots)))

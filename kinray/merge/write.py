@@ -6,10 +6,9 @@ from pathlib import Path
 import yaml
 
 from kinray.checkpoints.vocabulary import write_tokenizer
-from kinray.checkpoints.writer import SHARD_BYTES, copy_tokenizer, folder_replacing, write_config
-from kinray.core.recipe import Merge, Recipe, topological
-from kinray.engine.export import Making, Written, verify, write_model
-from kinray.merge.document import read_recipe
+from kinray.checkpoints.writer import SHARD_BYTES, copy_tokenizer, folder_replacing, needing_room, write_config
+from kinray.engine.export import Written, verify, write_model
+from kinray.merge.document import Reference, read_recipe
 from kinray.merge.open import Shelf
 from kinray.merge.output import Output
 from kinray.merge.plan import plan_merges
@@ -43,7 +42,7 @@ def write_output(
     """
     chosen = dtype or output.dtype
     tensors = output.tensors(chosen)
-    with folder_replacing(target) as folder:
+    with needing_room(target.parent, sum(tensor.nbytes for tensor in tensors)), folder_replacing(target) as folder:
         written = write_model(
             folder,
             tensors,
@@ -59,7 +58,7 @@ def write_output(
         else:
             write_tokenizer(output.vocabulary, folder)
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        (folder / "README.md").write_text(card(target.name, output, recipe, tensors), encoding="utf-8")
+        (folder / "README.md").write_text(card(target.name, output, recipe), encoding="utf-8")
         if check:
             verify(folder, tensors, written)
     return written
@@ -84,20 +83,26 @@ def make_model(recipe: str | Path, target: str | Path, *, dtype: str | None = No
     write_output(output, Path(target), text, dtype=dtype)
 
 
-def card(name: str, output: Output, recipe: str, tensors: list[Making]) -> str:
+def card(name: str, output: Output, recipe: str) -> str:
     """Write the model card: what was merged, how, and the recipe."""
-    recipes: list[Recipe] = [section.recipe for section in output.sections]
-    methods = list(dict.fromkeys(node.method for node in topological(recipes) if isinstance(node, Merge)))
-    models = list(dict.fromkeys(spec.founder.name for section in output.sections for spec in section.models.specs))
-    hub = [model for model in models if not Path(model.partition("+")[0]).expanduser().exists()]
-    front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
-    listed = "\n".join(f"- `{model}`" for model in models)
+    hub = [place for model in output.models for place in _places(model) if not Path(place).expanduser().exists()]
+    front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": sorted(set(hub))} if hub else {})
+    listed = "\n".join(f"- `{model}`" for model in output.models)
     notes = "\n".join(f"- {notice}" for notice in output.notices)
+    fence = "```"
+    while fence in recipe:
+        fence += "`"
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {name}\n\nA merge of language models by {', '.join(methods)}, made with kinray.",
+        f"# {name}\n\nA merge of language models by {', '.join(output.methods)}, made with kinray.",
         f"## Models\n\n{listed}",
         f"## Notes\n\n{notes}" if notes else "",
-        f"## Recipe\n\n```yaml\n{recipe.strip()}\n```",
+        f"## Recipe\n\n{fence}yaml\n{recipe.strip()}\n{fence}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _places(model: str) -> list[str]:
+    """Return where a model and its adapter lie, as the hub knows them."""
+    reference = Reference.model_validate(model)
+    return [place for place in (reference.model, reference.adapter) if place]

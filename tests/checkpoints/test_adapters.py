@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from kinray.checkpoints.adapters import open_model
 from kinray.errors import CheckpointError
@@ -71,6 +71,65 @@ def test_adapted_model_is_what_peft_merges(base: Path, tmp_path: Path, settings:
         assert model.tensors[name].shape == tuple(tensor.shape)
         torch.testing.assert_close(model.load(name), tensor, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(model.load(name), original[name]) for name in set(original) - set(changed))
+
+
+def peft_merges(model: Any, folder: Path, **settings: Any) -> dict[str, Tensor]:
+    """Write a model with an adapter of random factors, and return the weights that PEFT merges it into."""
+    torch.manual_seed(0)
+    model.save_pretrained(folder / "base")
+    adapted = get_peft_model(type(model).from_pretrained(folder / "base"), LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.3)
+    adapted.save_pretrained(folder / "adapter")
+    return {name: tensor.clone() for name, tensor in adapted.merge_and_unload().state_dict().items()}
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"]], ids=["wide", "square too"])
+def test_adapter_of_transposed_layers_is_what_peft_merges(tmp_path: Path, targets: list[str]) -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+    expected = peft_merges(gpt2, tmp_path, target_modules=targets, r=3, lora_alpha=5, fan_in_fan_out=True)
+
+    model = open_model(tmp_path / "base", tmp_path / "adapter", "chat")
+
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    changed = [name for name in original if not torch.equal(expected[name], original[name])]
+    assert len(changed) == 2 * len(targets) + 2 * ("c_proj" in targets)  # attention and feed-forward block have a c_proj each
+    for name in original:
+        torch.testing.assert_close(model.load(name), expected[name], rtol=1e-5, atol=1e-6)
+
+
+TIED = LlamaConfig(**LLAMA.to_dict() | {"tie_word_embeddings": True})
+TYING = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+
+
+@pytest.mark.parametrize(
+    "settings", [TYING, {"save_embedding_layers": True}, {"target_modules": ["q_proj", "embed_tokens"]}], ids=str
+)
+def test_adapter_that_keeps_a_model_tied_is_what_peft_merges(tmp_path: Path, settings: dict[str, Any]) -> None:
+    more = {key: value for key, value in settings.items() if key != "save_embedding_layers"}
+    expected = peft_merges(LlamaForCausalLM(TIED), tmp_path, **{"target_modules": ["q_proj"], "r": 2} | more)
+    if "save_embedding_layers" in settings:  # as PEFT does of itself after the vocabulary grew
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        ends = {f"base_model.model.{n}": expected[n].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")}
+        save_file(load_file(file) | ends, file)
+
+    model = open_model(tmp_path / "base", tmp_path / "adapter", "chat")
+
+    assert torch.equal(expected["lm_head.weight"], expected["model.embed_tokens.weight"])
+    assert "lm_head.weight" not in model.tensors
+    for name in model.tensors:
+        torch.testing.assert_close(model.load(name), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"], ["lm_head"]])
+def test_adapter_that_would_untie_a_tied_model_is_refused(tmp_path: Path, saved: list[str]) -> None:
+    expected = peft_merges(LlamaForCausalLM(TIED), tmp_path, target_modules=["q_proj"], r=2, modules_to_save=saved)
+    assert not torch.equal(expected["lm_head.weight"], expected["model.embed_tokens.weight"])
+
+    with pytest.raises(CheckpointError, match=r"trains '.*embed_tokens.weight' apart from|changes 'lm_head.weight', which"):
+        open_model(tmp_path / "base", tmp_path / "adapter", "chat")
 
 
 def test_adapter_on_a_rounded_model_is_added_in_float32(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinray.checkpoints.models import Models, open_models
+from kinray.checkpoints.folder import WeightSource, open_checkpoint
+from kinray.checkpoints.models import FittedModel, Models, fit, open_models, weight_names
 from kinray.errors import CheckpointError
 from tests.helpers import ARCHITECTURE, make_model, random_tensors, spec
 
@@ -182,3 +183,78 @@ def test_settings_that_children_take_from_the_base_are_noted(tmp_path: Path) -> 
 
     assert any("rope_theta 1000000.0" in notice and "base's 10000.0" in notice for notice in notices)
     assert any("sliding_window None" in notice and "base's 4096" in notice for notice in notices)
+
+
+# -- merges by recipe, where tensors may be missing
+
+
+def fitted(
+    folder: Path, base: dict[str, Tensor], founder: dict[str, Tensor], ours: dict[str, Any], theirs: dict[str, Any]
+) -> tuple[WeightSource, list[str]]:
+    """Fit 'chat' to a base, filling what it lacks, and return it with what a person is told."""
+    models = [open_checkpoint(make_model(folder / n, t, c), n) for n, t, c in (("base", base, ours), ("chat", founder, theirs))]
+    notices: list[str] = []
+    return fit(models[1], models[0], weight_names(models[0]), notices, fill=True), notices
+
+
+def test_missing_tensors_are_the_base_s(tmp_path: Path) -> None:
+    base = random_tensors(0, shapes(10))
+    founder = {"embed.weight": base["embed.weight"] + 1}
+
+    chat, notices = fitted(tmp_path, base, founder, config(), config())
+
+    assert notices == ["'chat' lacks 'lm_head.weight' and 1 more: taken from 'base'."]
+    assert torch.equal(chat.load("embed.weight"), founder["embed.weight"])
+    for name in ("lm_head.weight", "mlp.weight"):
+        assert torch.equal(chat.load(name), base[name])
+        assert chat.tensors[name].shape == tuple(base[name].shape)
+
+
+def test_model_that_lacks_nothing_is_itself_and_surplus_tensors_are_not_looked_at(tmp_path: Path) -> None:
+    base = random_tensors(0, shapes(10))
+
+    chat, notices = fitted(tmp_path, base, base | {"more.weight": torch.ones(3)}, config(), config())
+
+    assert not isinstance(chat, FittedModel)
+    assert notices == []
+
+
+LLAMA = {"model.embed_tokens.weight": (10, 4), "lm_head.weight": (10, 4)}
+
+
+@pytest.mark.parametrize("settings", [{"tie_word_embeddings": True}, {}])
+def test_embedding_stands_in_for_an_output_layer_that_is_tied_to_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    base = random_tensors(0, LLAMA)
+    founder = {"model.embed_tokens.weight": base["model.embed_tokens.weight"] + 1}
+
+    chat, _ = fitted(tmp_path, base, founder, config(tie_word_embeddings=False), config(**settings))
+
+    assert torch.equal(chat.load("lm_head.weight"), founder["model.embed_tokens.weight"])
+
+
+def test_output_layer_that_an_untied_model_lacks_is_the_base_s(tmp_path: Path) -> None:
+    base = random_tensors(0, LLAMA)
+    untied = config(tie_word_embeddings=False)
+
+    chat, notices = fitted(tmp_path, base, {"model.embed_tokens.weight": base["lm_head.weight"]}, untied, untied)
+
+    assert torch.equal(chat.load("lm_head.weight"), base["lm_head.weight"])
+    assert notices == ["'chat' lacks 'lm_head.weight': taken from 'base'."]
+
+
+def test_tied_embedding_of_a_larger_vocabulary_is_cut_in_both_places(tmp_path: Path) -> None:
+    base = random_tensors(0, LLAMA)
+    founder = random_tensors(1, {"model.embed_tokens.weight": (12, 4)})
+
+    chat, _ = fitted(tmp_path, base, founder, config(), config(12, tie_word_embeddings=True))
+
+    for name in LLAMA:
+        assert torch.equal(chat.load(name), founder["model.embed_tokens.weight"][:10])
+        assert chat.tensors[name].shape == (10, 4)
+
+
+def test_shapes_are_checked_though_tensors_may_be_missing(tmp_path: Path) -> None:
+    base = random_tensors(0, shapes(10))
+
+    with pytest.raises(CheckpointError, match=r"'mlp.weight' has shape \(6, 4\) in 'chat' but \(5, 4\) in 'base'"):
+        fitted(tmp_path, base, {"mlp.weight": torch.ones(6, 4)}, config(), config())
