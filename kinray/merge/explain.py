@@ -52,8 +52,8 @@ def explain(output: Output) -> str:
     Reads weights as far as the shares depend on them.
     """
     known = short_names([*output.models, *_merges_of(output)])
-    longer = [[short, name] for name, short in known.items() if short != name]
-    parts = ["models\n" + aligned(longer)] if longer else []
+    longer = [f"  {short} is {name}" for name, short in known.items() if short != name]
+    parts = ["\n".join(["models", *longer])] if longer else []
     return "\n\n".join([*parts, *_tables(output, known, set()), SHARES])
 
 

@@ -208,7 +208,7 @@ def test_explain_alone_writes_nothing_and_shows_a_folded_table(kitchen: Kitchen,
     )
 
     assert kitchen.left() == []
-    assert shown.startswith("models\n  a  x/a\n  b  x/b\n\nthe output = linear of a, b; normalize true\n")
+    assert shown.startswith("models\n  a is x/a\n  b is x/b\n\nthe output = linear of a, b; normalize true\n")
     rows = [re.split(r"  +", line.strip()) for line in shown.split("\n\n")[1].splitlines()[2:]]
     assert rows == [
         ["lm_head.weight, model.embed_tokens.weight, model.norm.weight", "1, 1", "0.500", "0.500"],
