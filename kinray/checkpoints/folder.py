@@ -43,6 +43,27 @@ class WeightSource(Protocol):
 
 
 @dataclass
+class ModelView:
+    """A model seen in another way: what all such views have in common.
+
+    Args:
+        model: what is seen.
+    """
+
+    model: WeightSource
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.model.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        return self.model.config
+
+
+@dataclass
 class Checkpoint:
     """A Hugging Face model folder with safetensors weights.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinray.checkpoints.adapters import open_model
-from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.folder import ModelView, WeightSource
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError
@@ -48,7 +48,7 @@ class ModelSpec:
 
 
 @dataclass
-class FittedModel:
+class FittedModel(ModelView):
     """A model seen with the base's tensors.
 
     Surplus rows of its vocabulary are left out; missing rows and missing tensors are the base's, so that their delta is zero.
@@ -61,21 +61,10 @@ class FittedModel:
         tied: its embedding, where that is its output layer too and the base's is not: by the name of the output layer.
     """
 
-    model: WeightSource
     base: WeightSource
     rows: dict[str, int]
     missing: frozenset[str] = frozenset()
     tied: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.model.name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the model."""
-        return self.model.config
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

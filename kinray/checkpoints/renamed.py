@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.folder import ModelView, WeightSource
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.layers import layer_of, renumbered
 from kinray.errors import CheckpointError
@@ -26,7 +26,7 @@ _TOKEN_IDS = re.compile(r".*token_(id|ids|index)|architectures")
 
 
 @dataclass
-class RenamedModel:
+class RenamedModel(ModelView):
     """A model of which some tensors are seen under other names.
 
     Args:
@@ -34,18 +34,7 @@ class RenamedModel:
         own: its name of each tensor, by the name that it is seen by.
     """
 
-    model: WeightSource
     own: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.model.name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the model."""
-        return self.model.config
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

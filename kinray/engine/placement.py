@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
-from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.folder import ModelView, WeightSource
 from kinray.checkpoints.header import TensorInfo
 from kinray.checkpoints.models import FittedModel, Models
 
@@ -15,7 +14,7 @@ _SHARE = 0.6
 
 
 @dataclass
-class PlacedModel:
+class PlacedModel(ModelView):
     """A model whose tensors stay on a device once they were read.
 
     Args:
@@ -23,19 +22,8 @@ class PlacedModel:
         device: where they stay.
     """
 
-    model: WeightSource
     device: torch.device
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.model.name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the model."""
-        return self.model.config
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
