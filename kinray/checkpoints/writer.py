@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kinray.checkpoints.header import DTYPE_BYTES
-from kinray.errors import RunError
+from kinray.errors import RoomError
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class WeightWriter:
         shard_bytes: largest file, a single larger tensor apart.
 
     Raises:
-        RunError: when there is too little room on the disk, before anything is written.
+        RoomError: when there is too little room on the disk, before anything is written.
     """
 
     def __init__(self, folder: Path, contents: Mapping[str, tuple[str, Sequence[int]]], shard_bytes: int = SHARD_BYTES) -> None:
@@ -135,13 +135,13 @@ class WeightWriter:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise RunError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
+    """Raise RoomError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
     place = folder
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed + (1 << 20):
-        raise RunError(
+        raise RoomError(
             f"Too little room under {place}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free. "
             "Make room, or choose another output folder."
         )
