@@ -13,6 +13,7 @@ from kinray.checkpoints.writer import check_room
 from kinray.config import Config
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError, ConfigError
+from kinray.evaluation.backend import check_backend
 from kinray.evaluation.resident import check_buildable
 from kinray.evaluation.tasks import TaskSet, load_tasks
 from kinray.records.run import check_vacant
@@ -86,6 +87,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     spaces = [space.fitted(models.names) for space in spaces]
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
+    check_backend(config.evaluation, prepared.export_bytes)
     note("checking that transformers can build the model")
     notices = check_buildable(models, config.evaluation, config.tasks)
     note("loading tasks")
