@@ -95,7 +95,9 @@ class Scorer:
         if any(math.isnan(task.score) for task in scores.values()):
             return Failed("the score is NaN")
         seconds = answers.seconds | {"evaluate": perf_counter() - started - sum(answers.seconds.values())}
-        return Scored(scores, seconds, {"device": self._device, "node": platform.node()})
+        where = {"device": self._device, "node": platform.node()}
+        gpu_seconds = sum(seconds.values()) if self._device == "cuda" else 0.0
+        return Scored(scores, seconds, where, answers.tokens, gpu_seconds)
 
     # -- requests
 
