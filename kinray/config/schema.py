@@ -200,6 +200,8 @@ class EvaluationConfig(Section):
     """Whether code that comes with a model may run. Say yes only to models that you trust."""
     confirm_run_unsafe_code: bool = False
     """Consent to tasks that run code which models write."""
+    score_cache: str | None = Field(default=None, min_length=1)
+    """Folder in which scores are remembered from run to run, on a path that all nodes see; by default each run has its own."""
 
     @model_validator(mode="after")
     def _arguments_have_a_class(self) -> Self:

@@ -5,6 +5,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,16 +18,22 @@ from kinray.engine.parent_cache import ParentCache
 from kinray.errors import RoomError, RunError
 from kinray.evaluation.backend import Answers, Ask, Requests, open_backend
 from kinray.evaluation.randomness import seeded
+from kinray.evaluation.score_cache import ScoreCache
+from kinray.evaluation.score_key import Scope, scope_of
 from kinray.evaluation.tasks import Leaf, Split, TaskSet, load_tasks
 
 
 @dataclass
 class _Prepared:
-    """A split's requests: lm-eval's instances of each leaf, all of them by how they are asked, and what asks them."""
+    """A split's requests: lm-eval's instances of each leaf, all of them by how they are asked, and what asks them.
+
+    The scope is what scores depend on besides the recipe, where they are remembered.
+    """
 
     instances: list[list[Any]]
     requests: Requests
     ask: Ask
+    scope: Scope | None
 
 
 class Scorer:
@@ -57,6 +64,9 @@ class Scorer:
         self.backend = open_backend(open_models(specs), statistics, config, device, cache)
         self.sharing = self.backend.sharing
         self._prepared: dict[Split, _Prepared] = {}
+        self._base = specs[0]
+        folder = config.evaluation.score_cache
+        self._remembered = None if folder is None else ScoreCache(Path(folder))
 
     def prepare(self, split: Split) -> None:
         """Make the requests of a split, unless they are made."""
@@ -69,7 +79,7 @@ class Scorer:
         self.backend.use(statistics)
 
     def score(self, recipe: Recipe, split: Split = "search") -> Result:
-        """Make a child, ask it the items of a split and judge its answers.
+        """Make a child, ask it the items of a split and judge its answers, unless its score is remembered.
 
         Returns:
             Scored; or Failed when its weights or answers are not finite, which would happen again.
@@ -79,6 +89,16 @@ class Scorer:
         """
         self.prepare(split)
         prepared = self._prepared[split]
+        if self._remembered is None or prepared.scope is None:
+            return self._score(recipe, split, prepared)
+        parts = prepared.scope.of(recipe)
+        result = self._remembered.get(parts)
+        if result is None:
+            result = self._score(recipe, split, prepared)
+            self._remembered.put(parts, result)
+        return result
+
+    def _score(self, recipe: Recipe, split: Split, prepared: _Prepared) -> Result:
         started = perf_counter()
         with seeded(self._config.seed):
             try:
@@ -112,7 +132,10 @@ class Scorer:
                 else:
                     others[instance.request_type, leaf.prompts.batch_size].extend([instance] * instance.repeats)
         requests = Requests(likely, dict(others))
-        return _Prepared(instances, requests, self.backend.prepared(requests))
+        scope = None
+        if self._remembered is not None:
+            scope = scope_of(self._base, self._config, self._tasks, instances, self.sharing, self._device)
+        return _Prepared(instances, requests, self.backend.prepared(requests), scope)
 
     def _build(self, leaf: Leaf, split: Split) -> list[Any]:
         """Let lm-eval build the prompts of a task, with the same few-shot examples in every worker."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from kinray.core.parameters import Knots, Varied
 from kinray.core.recipe import Merge
-from kinray.core.scores import Scored, TaskScore
+from kinray.core.scores import FROM_CACHE, Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.search.population import Child
 
@@ -84,7 +84,9 @@ def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) ->
     total = math.fsum(parts.values())
     if not rows or not total:
         return None
-    what = plural(len(rows), "model") + (f" and {plural(len(compared), 'comparison')}" if compared else "")
+    found = sum(row.get("device") == FROM_CACHE for row in rows)
+    what = plural(len(rows), "model") + (f" ({found} from the {FROM_CACHE})" if found else "")
+    what += f" and {plural(len(compared), 'comparison')}" if compared else ""
     each = f"{total / (len(rows) + len(compared)):.1f} s each"
     split = ", ".join(f"{_PARTS[part]} {_span(seconds)}" for part, seconds in parts.items())
     tokens = sum([*(row.get("tokens") or 0 for row in rows), *(one.tokens for one in compared)])

@@ -189,6 +189,11 @@ def arguments_of_no_class(config: Config, folder: Path) -> None:
     config["evaluation"]["backend_args"] = {"gpu_memory_utilization": 0.8}
 
 
+def scores_in_a_file(config: Config, folder: Path) -> None:
+    (folder / "file").write_text("")
+    config["evaluation"]["score_cache"] = str(folder / "file")
+
+
 CASES: list[tuple[Spoil, str]] = [
     (missing_folder, "there is no folder /no/such/folder"),
     (not_a_model_folder, "has no config.json"),
@@ -221,6 +226,7 @@ CASES: list[tuple[Spoil, str]] = [
     (backend_not_installed, "evaluation.backend is vllm, but vllm is not installed"),
     (backend_of_a_server, "local-completions, which loads no model from a folder"),
     (arguments_of_no_class, "backend_args are for a model class of lm-eval"),
+    (scores_in_a_file, "evaluation.score_cache is '.*file', but .*file is not a folder"),
     (misspelt_key, "unknown key 'serach'. Did you mean 'search'"),
 ]
 

@@ -191,13 +191,22 @@ def test_time_spent_is_split_by_part_over_the_models_that_were_scored() -> None:
 
 
 def test_tokens_and_gpu_seconds_are_told_where_they_were_counted() -> None:
-    rows = [row | {"tokens": tokens, "gpu_seconds": 9.5} for row, tokens in zip(ROWS, (1000, None, None), strict=True)]
+    rows = [
+        row | {"tokens": tokens, "gpu_seconds": 9.5, "device": "cuda"}
+        for row, tokens in zip(ROWS, (1000, None, None), strict=True)
+    ]
     held_out = Scored({}, {"merge": 1.0, "evaluate": 4.0}, tokens=234_567, gpu_seconds=5.0)
 
     assert spent(rows, [held_out] * 2) == (
         "Scoring 2 models and 2 comparisons took 1:50 (27.5 s each): evaluating 1:36, merging 8.0 s, copying 3.0 s, waiting "
         "3.0 s; 470,134 tokens; 29 GPU-seconds."
     )
+
+
+def test_what_was_remembered_is_told() -> None:
+    line = spent([ROWS[0] | {"device": "score cache"}, ROWS[1] | {"device": "cpu"}])
+
+    assert line is not None and line.startswith("Scoring 2 models (1 from the score cache) took 1:40")
 
 
 def test_the_merge_gain_of_the_best_child_is_told() -> None:
