@@ -144,7 +144,7 @@ def _kinray(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
         results.append(result)
 
     scorer.score(specs[1].founder)
-    scorer._resident.load = lambda _: {"merge": 0.0, "copy": 0.0}
+    scorer.backend.resident.load = lambda _: {"merge": 0.0, "copy": 0.0}
     return Side(
         run,
         lambda: [instance.resps[0] for instance in scorer._prepared["search"].instances[0]],

@@ -32,6 +32,10 @@ class RunError(KinrayError, RuntimeError):
     """A run folder, or a run, that cannot go on."""
 
 
+class RoomError(RunError):
+    """Too little room for what is to be written, which says nothing of what it is."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, and list what there is (at most 20 names)."""
     names = sorted(known)

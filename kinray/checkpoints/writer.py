@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kinray.checkpoints.header import DTYPE_BYTES
-from kinray.errors import RunError
+from kinray.errors import RoomError
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class WeightWriter:
         shard_bytes: largest file, a single larger tensor apart.
 
     Raises:
-        RunError: when there is too little room on the disk, before anything is written.
+        RoomError: when there is too little room on the disk, before anything is written.
     """
 
     def __init__(self, folder: Path, contents: Mapping[str, tuple[str, Sequence[int]]], shard_bytes: int = SHARD_BYTES) -> None:
@@ -155,27 +155,27 @@ def needing_room(place: Path, needed: int) -> Iterator[None]:
     """Say what is needed when the disk of ``place`` gets full within the block.
 
     Raises:
-        RunError: instead of the system's error.
+        RoomError: instead of the system's error.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(
+        raise RoomError(
             f"The disk under {place} is full: {needed / 1e9:.2f} GB are needed. Nothing was kept; make room, or choose another "
             "output folder."
         ) from error
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise RunError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
+    """Raise RoomError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
     place = folder
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed + (1 << 20):
-        raise RunError(
+        raise RoomError(
             f"Too little room under {place}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free. "
             "Make room, or choose another output folder."
         )

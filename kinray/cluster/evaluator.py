@@ -65,6 +65,9 @@ class Evaluator:
 
     def close(self) -> None:
         """Remove what this node keeps of the run."""
+        from kinray.evaluation.scratch import sweep
+
+        sweep()
         if self._cache is not None:
             self._cache.clear()
 

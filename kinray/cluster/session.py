@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.errors import RunError
+from kinray.evaluation.scratch import sweep
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -68,10 +69,12 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
     logging.getLogger("ray").setLevel(logging.ERROR)
     with nullcontext() if cluster.address else _temporary_folder() as folder:
         try:
+            sweep()
             _connect(cluster, folder, verbose)
             yield _session(cluster, evaluation)
         finally:
             ray.shutdown()
+            sweep()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class ChildTrial(tune.Trainable):
         return {
             "score": result.score,
             "stderr": result.stderr,
+            "tokens": result.tokens,
             **{f"score/{name}": task.score for name, task in result.tasks.items()},
             "done": True,
         }

@@ -183,8 +183,12 @@ def _expand(config: Config) -> Config:
             }
         )
 
+    evaluation = config.evaluation
+    if evaluation.score_cache is not None:
+        evaluation = evaluation.model_copy(update={"score_cache": text(evaluation.score_cache, "evaluation.score_cache")})
     return config.model_copy(
         update={
+            "evaluation": evaluation,
             "base": text(config.base, "base"),
             "founders": [founder(number, spec) for number, spec in enumerate(config.founders)],
             "task_paths": [text(path, f"task_paths.{number}") for number, path in enumerate(config.task_paths)],

@@ -174,6 +174,10 @@ class MergeConfig(Section):
 class EvaluationConfig(Section):
     """How children are scored."""
 
+    backend: str = Field(default="resident", min_length=1)
+    """resident: kinray's own, which writes nothing. Or an lm-eval model class that loads a child from a folder, like vllm."""
+    backend_args: dict[str, Any] = Field(default={})
+    """Arguments of that class, as lm-eval's model_args."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts in one forward pass, where they share nothing."""
     batch_tokens: BatchTokens = "auto"
@@ -196,6 +200,16 @@ class EvaluationConfig(Section):
     """Whether code that comes with a model may run. Say yes only to models that you trust."""
     confirm_run_unsafe_code: bool = False
     """Consent to tasks that run code which models write."""
+    score_cache: str | None = Field(default=None, min_length=1)
+    """Folder in which scores are remembered from run to run, on a path that all nodes see; by default each run has its own."""
+
+    @model_validator(mode="after")
+    def _arguments_have_a_class(self) -> Self:
+        if self.backend_args and self.backend == "resident":
+            raise ValueError("backend_args are for a model class of lm-eval: name it as backend, or leave them out")
+        if "pretrained" in self.backend_args:
+            raise ValueError("backend_args cannot name 'pretrained': that is each child's folder")
+        return self
 
     def token_budget(self, device: str) -> int:
         """Return the tokens of one forward pass on a device."""

@@ -30,6 +30,10 @@ class TaskScore:
     paired: bool = True
 
 
+FROM_CACHE = "score cache"
+"""What stands for the device of a result that was remembered: nothing was computed."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """The outcome of a child that was evaluated.
@@ -37,12 +41,16 @@ class Scored:
     Args:
         tasks: results by task name.
         seconds: wall time by part (``merge``, ``copy``, ``evaluate``, …).
-        where: device and node.
+        where: device (or ``FROM_CACHE``) and node.
+        tokens: that went through the model, padding included; what answers share counts once.
+        gpu_seconds: for which a GPU was held: wall time without ``wait``, times the one GPU that an evaluator has.
     """
 
     tasks: Mapping[str, TaskScore]
     seconds: dict[str, float] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    gpu_seconds: float = 0.0
 
     @property
     def score(self) -> float:

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from kinray.checkpoints.folder import read_json
 from kinray.checkpoints.header import DTYPE_BYTES, read_header
 from kinray.checkpoints.identity import count_not_finite
-from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, data_of, needing_room
+from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, copy_tokenizer, data_of, needing_room, write_config
 from kinray.core.recipe import Recipe
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RunError
@@ -116,7 +117,8 @@ def write_model(
         progress: told of the bytes written.
 
     Raises:
-        RunError: when the disk has too little room, or a tensor is not finite in its dtype.
+        RoomError: when the disk has too little room.
+        RunError: when a tensor is not finite in its dtype.
     """
     writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
     sums: dict[str, int] = {}
@@ -136,6 +138,28 @@ def write_model(
     finally:
         writer.close()
     return Written(writer.nbytes, sums)
+
+
+def write_recipe(
+    folder: Path, materialiser: Materialiser, recipe: Recipe, dtype: str, *, threads: int | None = None
+) -> Written:
+    """Make a recipe's model in an existing folder: weights, and the base's config, tokenizer and code.
+
+    Args:
+        folder: an existing folder.
+        materialiser: of the founders.
+        recipe: the model.
+        dtype: bfloat16, float16 or float32.
+        threads: that work; by default as many as torch is set to.
+
+    Raises:
+        KinrayError: as ``makings`` and ``write_model``.
+    """
+    specs = materialiser.models.specs
+    written = write_model(folder, makings(materialiser, recipe, dtype), parents=len(specs) - 1, threads=threads)
+    copy_tokenizer(specs[0].folder, folder)
+    write_config(specs[0].folder, read_json(specs[0].folder / "config.json", "base"), dtype, folder)
+    return written
 
 
 def memory_for(tensors: Sequence[Making], parents: int) -> int:

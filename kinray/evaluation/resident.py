@@ -33,7 +33,7 @@ class ResidentModel:
         from transformers import GenerationConfig
 
         self.dtype = DTYPES[dtype]
-        self.tokenizer = _tokenizer(folder, config)
+        self.tokenizer = open_tokenizer(folder, config)
         model = _skeleton(folder, config, self.dtype)
         model.tie_weights()
         if (folder / "generation_config.json").is_file():
@@ -89,7 +89,7 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
     """
     folder, name = models.specs[0].folder, models.base.name
     try:
-        tokenizer = _tokenizer(folder, config)
+        tokenizer = open_tokenizer(folder, config)
         with torch.device("meta"):
             model = _skeleton(folder, config, torch.bfloat16)
     except Exception as error:  # whatever a config or a tokenizer file provokes
@@ -102,7 +102,7 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
         _check_template(name, tokenizer, where, wanted)
     model.tie_weights()
     _state(model, models)
-    single = unfit(model) if config.share_prompts else ""
+    single = unfit(model) if config.share_prompts and config.backend == "resident" else ""
     return [f"{single}, so the answers to a question are scored one by one, as in lm-eval."] if single else []
 
 
@@ -116,7 +116,8 @@ def _check_template(name: str, tokenizer: Any, where: str, wanted: bool | str) -
         raise CheckpointError(f"{model} '{wanted}', which apply_chat_template of {where} names.{remedy}")
 
 
-def _tokenizer(folder: Path, config: EvaluationConfig) -> Any:
+def open_tokenizer(folder: Path, config: EvaluationConfig) -> Any:
+    """Open the tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)

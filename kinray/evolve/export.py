@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from kinray.checkpoints.folder import read_json
-from kinray.checkpoints.writer import copy_tokenizer, folder_replacing, write_config
+from kinray.checkpoints.writer import folder_replacing
 from kinray.core.recipe import Recipe
 from kinray.core.statistics import Statistics
 from kinray.evolve.prepare import Prepared
@@ -25,16 +24,12 @@ def export_model(prepared: Prepared, recipe: Recipe, statistics: Statistics, tex
     Raises:
         RunError: when there is too little room.
     """
-    from kinray.engine.export import makings, write_model
+    from kinray.engine.export import write_recipe
     from kinray.engine.materialise import Materialiser
 
-    models, dtype = prepared.models, prepared.config.merge.dtype
-    source = models.specs[0].folder
-    tensors = makings(Materialiser(models, statistics), recipe, dtype)
+    materialiser = Materialiser(prepared.models, statistics)
     with folder_replacing(target) as folder:
-        written = write_model(folder, tensors, parents=len(models.specs) - 1).nbytes
-        copy_tokenizer(source, folder)
-        write_config(source, read_json(source / "config.json", "base"), dtype, folder)
+        written = write_recipe(folder, materialiser, recipe, prepared.config.merge.dtype).nbytes
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return written

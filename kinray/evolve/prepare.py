@@ -13,7 +13,9 @@ from kinray.checkpoints.writer import check_room
 from kinray.config import Config
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError, ConfigError
+from kinray.evaluation.backend import check_backend
 from kinray.evaluation.resident import check_buildable
+from kinray.evaluation.score_cache import check_score_cache
 from kinray.evaluation.tasks import TaskSet, load_tasks
 from kinray.records.run import check_vacant
 from kinray.search.space import MethodSpace, search_space
@@ -79,6 +81,8 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
         if find_spec(logger) is None:
             install = f"pip install -c constraints.txt -e '.[{logger}]'"
             raise ConfigError(f"loggers: {logger} is not installed. Install it: {install}")
+    if config.evaluation.score_cache is not None:
+        check_score_cache(config.evaluation.score_cache)
     if fresh:
         check_vacant(Path(config.output))
     config = _absolute(config)
@@ -86,6 +90,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     spaces = [space.fitted(models.names) for space in spaces]
     prepared = Prepared(config, models, spaces, TaskSet([]))
     check_room(Path(config.output), prepared.export_bytes)
+    check_backend(config.evaluation, prepared.export_bytes)
     note("checking that transformers can build the model")
     notices = check_buildable(models, config.evaluation, config.tasks)
     note("loading tasks")
@@ -94,7 +99,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
 
 
 def _absolute(config: Config) -> Config:
-    """Make paths that exist absolute, so that a run can be resumed from anywhere."""
+    """Make paths absolute (those that exist, where they could be hub ids), so that a run can be resumed from anywhere."""
 
     def place(path: str) -> str:
         return str(Path(path).absolute()) if Path(path).is_dir() else path
@@ -104,7 +109,11 @@ def _absolute(config: Config) -> Config:
         for spec in config.founders
     ]
     paths = [place(path) for path in config.task_paths]
-    return config.model_copy(update={"base": place(config.base), "founders": founders, "task_paths": paths})
+    scores = config.evaluation.score_cache
+    evaluation = config.evaluation.model_copy(update={"score_cache": scores and str(Path(scores).absolute())})
+    return config.model_copy(
+        update={"base": place(config.base), "founders": founders, "task_paths": paths, "evaluation": evaluation}
+    )
 
 
 def _open(config: Config, note: Note) -> Models:

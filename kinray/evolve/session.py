@@ -129,7 +129,7 @@ def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -
         terminal.line(_continue(run))
         return 130
     terminal.leaderboard(finished.leaderboard)
-    terminal.spent(run.rows())
+    terminal.spent(run.rows(), run.compared())
     terminal.note("exporting the best model")
     folder = _export(prepared, run, finished)
     terminal.line(f"Best model: {folder}")

@@ -124,6 +124,12 @@ class RunFolder:
         path = self._samples(name, split)
         return read_samples(path) if path.is_file() else None
 
+    def compared(self) -> list[Scored]:
+        """Return what was scored besides the children's search items: the base, the average, and all held-out items."""
+        children = {row["name"] for row in self.rows()}
+        files = sorted((self.path / "samples").glob("*.parquet"))
+        return [read_samples(file) for file in files if file.stem not in children]
+
     def _samples(self, name: str, split: str) -> Path:
         return self.path / "samples" / (f"{name}.parquet" if split == "search" else f"{name}.{split}.parquet")
 

@@ -34,16 +34,26 @@ _FIXED = [
     ("status", pa.string()),
     ("error", pa.string()),
 ]
-TIMES = ("seconds", "seconds_merge", "seconds_copy", "seconds_evaluate", "seconds_wait", "device", "node")
+_COSTS = [
+    ("seconds", pa.float64()),
+    ("seconds_merge", pa.float64()),
+    ("seconds_copy", pa.float64()),
+    ("seconds_evaluate", pa.float64()),
+    ("seconds_wait", pa.float64()),
+    ("gpu_seconds", pa.float64()),
+    ("tokens", pa.int64()),
+    ("device", pa.string()),
+    ("node", pa.string()),
+]
+TIMES = tuple(name for name, _ in _COSTS)
 """Columns that differ from one run of the same search to another."""
 _META = b"kinray"
 
 
 def children_schema(tasks: Sequence[str]) -> pa.Schema:
-    """Return the schema of the children table: fixed columns, then ``score/TASK`` and ``stderr/TASK``, then times."""
+    """Return the schema of the children table: fixed columns, then ``score/TASK`` and ``stderr/TASK``, then costs."""
     scores = [(f"{what}/{task}", pa.float64()) for task in tasks for what in ("score", "stderr")]
-    times = [(name, pa.string() if name in ("device", "node") else pa.float64()) for name in TIMES]
-    return pa.schema([*_FIXED, *scores, *times])
+    return pa.schema([*_FIXED, *scores, *_COSTS])
 
 
 def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any]:
@@ -68,7 +78,8 @@ def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any
     for name, task in result.tasks.items():
         row |= {f"score/{name}": task.score, f"stderr/{name}": task.stderr}
     row |= {f"seconds_{part}": result.seconds.get(part) for part in ("merge", "copy", "evaluate", "wait")}
-    return row | {"seconds": sum(result.seconds.values()), **result.where}
+    spent = {"seconds": sum(result.seconds.values()), "gpu_seconds": result.gpu_seconds, "tokens": result.tokens}
+    return row | spent | dict(result.where)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
@@ -100,6 +111,8 @@ def write_samples(path: Path, name: str, result: Scored) -> None:
         },
         "seconds": dict(result.seconds),
         "where": dict(result.where),
+        "tokens": result.tokens,
+        "gpu_seconds": result.gpu_seconds,
     }
     write_table(path, rows, SAMPLES.with_metadata({_META: json.dumps(summary).encode()}))
 
@@ -120,4 +133,5 @@ def read_samples(path: Path) -> Scored:
         }
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is not a readable record of scores: {str(error).splitlines()[0][:200]}.") from error
-    return Scored(tasks, summary["seconds"], summary["where"])
+    # Records of versions that did not count have neither.
+    return Scored(tasks, summary["seconds"], summary["where"], summary.get("tokens", 0), summary.get("gpu_seconds", 0.0))

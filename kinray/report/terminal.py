@@ -34,7 +34,7 @@ from kinray.report.wording import (
     matings,
     plural,
     plus_minus,
-    time_spent,
+    spent,
 )
 from kinray.search.policy import TopK
 from kinray.search.population import Child
@@ -170,9 +170,9 @@ class Terminal:
             made = f"{plural(policy.made(), 'child', 'children')} in {plural(generations, 'generation')}"
             self._print(Text(f"\nFinished: {policy.finished}. {made}.\n"))
 
-    def spent(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Say what the time of the search went on, from the children table."""
-        if (line := time_spent(rows)) is not None:
+    def spent(self, rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) -> None:
+        """Say what the search cost, from the children table and the results of the comparison."""
+        if (line := spent(rows, compared)) is not None:
             self._print(Text(line))
 
     def leaderboard(self, board: Leaderboard) -> None:

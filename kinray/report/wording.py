@@ -7,7 +7,7 @@ from typing import Any
 
 from kinray.core.parameters import Knots, Varied
 from kinray.core.recipe import Merge
-from kinray.core.scores import Scored, TaskScore
+from kinray.core.scores import FROM_CACHE, Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.search.population import Child
 
@@ -69,15 +69,34 @@ def matings(children: Sequence[Child]) -> str:
     return f"{plural(len(children), 'child', 'children')} of {', '.join(names[:_SHOWN] if more else names)}{more}"
 
 
-def time_spent(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say how long scoring took and on what that went, from rows of the children table; None when nothing was scored."""
-    parts = {part: math.fsum(row[f"seconds_{part}"] or 0.0 for row in rows) for part in _PARTS}
+def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) -> str | None:
+    """Say what scoring cost, in time by part, tokens and GPU-seconds; None when nothing was scored.
+
+    Args:
+        rows: of the children table.
+        compared: results besides those, of the final comparison.
+    """
+    rows = [row for row in rows if row["status"] == "scored"]
+    parts = {
+        part: math.fsum([*(row[f"seconds_{part}"] or 0.0 for row in rows), *(one.seconds.get(part, 0.0) for one in compared)])
+        for part in _PARTS
+    }
     total = math.fsum(parts.values())
-    scored = sum(row["status"] == "scored" for row in rows)
-    if not scored or not total:
+    if not rows or not total:
         return None
-    shares = ", ".join(f"{_PARTS[part]} {seconds / total:.0%}" for part, seconds in parts.items())
-    return f"Scoring {plural(scored, 'model')} took {clock(total)} ({total / scored:.1f} s each): {shares}."
+    found = sum(row.get("device") == FROM_CACHE for row in rows)
+    what = plural(len(rows), "model") + (f" ({found} from the {FROM_CACHE})" if found else "")
+    what += f" and {plural(len(compared), 'comparison')}" if compared else ""
+    each = f"{total / (len(rows) + len(compared)):.1f} s each"
+    split = ", ".join(f"{_PARTS[part]} {_span(seconds)}" for part, seconds in parts.items())
+    tokens = sum([*(row.get("tokens") or 0 for row in rows), *(one.tokens for one in compared)])
+    held = math.fsum([*(row.get("gpu_seconds") or 0.0 for row in rows), *(one.gpu_seconds for one in compared)])
+    counts = [f"{tokens:,} tokens"] * bool(tokens) + [f"{held:,.0f} GPU-seconds"] * bool(held)
+    return f"Scoring {what} took {clock(total)} ({each}): {'; '.join([split, *counts])}."
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def conclusions(board: Leaderboard) -> list[str]:

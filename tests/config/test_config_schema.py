@@ -134,6 +134,8 @@ def test_unknown_key_gets_a_suggestion(key: dict[str, Any], meant: str) -> None:
         ({"merge": {"methods": {}}}, "merge.methods: Dictionary should have at least 1 item"),
         ({"merge": {"methods": [["slerp"]]}}, "'merge.methods' is .*valid dictionary"),
         ({"evaluation": {"holdout": 1}}, "'evaluation.holdout' is 1: input should be less than 1"),
+        ({"evaluation": {"backend_args": {"a": 1}}}, "evaluation: backend_args are for a model class of lm-eval: name it"),
+        ({"evaluation": {"backend": "hf", "backend_args": {"pretrained": "x"}}}, "evaluation: backend_args cannot name 'pretr"),
         ({"cluster": {"shards": 0}}, "'cluster.shards' is 0: expected auto or a whole number from 1 to 4096"),
         ({"cluster": {"shards": True}}, "'cluster.shards' is True: expected auto"),
         ({"cluster": {"parent_cache_gb": -1}}, "'cluster.parent_cache_gb' is -1: expected auto or a number of GB from 0"),

@@ -173,6 +173,27 @@ def logger_not_installed(config: Config, folder: Path) -> None:
     config["loggers"] = ["wandb"]
 
 
+def unknown_backend(config: Config, folder: Path) -> None:
+    config["evaluation"]["backend"] = "vlm"
+
+
+def backend_not_installed(config: Config, folder: Path) -> None:
+    config["evaluation"]["backend"] = "vllm"
+
+
+def backend_of_a_server(config: Config, folder: Path) -> None:
+    config["evaluation"] |= {"backend": "local-completions", "backend_args": {"base_url": "http://localhost:8000"}}
+
+
+def arguments_of_no_class(config: Config, folder: Path) -> None:
+    config["evaluation"]["backend_args"] = {"gpu_memory_utilization": 0.8}
+
+
+def scores_in_a_file(config: Config, folder: Path) -> None:
+    (folder / "file").write_text("")
+    config["evaluation"]["score_cache"] = str(folder / "file")
+
+
 CASES: list[tuple[Spoil, str]] = [
     (missing_folder, "there is no folder /no/such/folder"),
     (not_a_model_folder, "has no config.json"),
@@ -201,6 +222,11 @@ CASES: list[tuple[Spoil, str]] = [
     (no_chat_template, "its tokenizer has no chat template"),
     (endless_name, "Cannot use the run folder .*File name too long"),
     (too_many_founders, "at most 64 items"),
+    (unknown_backend, "evaluation.backend is vlm, which is no model class of lm-eval. Did you mean 'vllm'"),
+    (backend_not_installed, "evaluation.backend is vllm, but vllm is not installed"),
+    (backend_of_a_server, "local-completions, which loads no model from a folder"),
+    (arguments_of_no_class, "backend_args are for a model class of lm-eval"),
+    (scores_in_a_file, "evaluation.score_cache is '.*file', but .*file is not a folder"),
     (misspelt_key, "unknown key 'serach'. Did you mean 'search'"),
 ]
 

@@ -33,6 +33,8 @@ def scores(maths: float, text: float = 0.5) -> Scored:
         },
         {"merge": 0.5, "copy": 0.25, "evaluate": 1.25, "prepare": 0.0},
         {"device": "cpu", "node": "here"},
+        tokens=1234,
+        gpu_seconds=1.5,
     )
 
 

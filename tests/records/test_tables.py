@@ -40,6 +40,8 @@ seconds_merge double
 seconds_copy double
 seconds_evaluate double
 seconds_wait double
+gpu_seconds double
+tokens int64
 device string
 node string
 """
@@ -101,6 +103,7 @@ def test_a_row_tells_all_about_a_child(tmp_path: Path) -> None:
     assert (row["score/maths"], row["stderr/maths"], row["score/text"]) == (0.75, 0.1, 0.5)
     assert (row["seconds"], row["seconds_merge"], row["seconds_copy"], row["seconds_evaluate"]) == (2.0, 0.5, 0.25, 1.25)
     assert (row["device"], row["node"]) == ("cpu", "here")
+    assert (row["tokens"], row["gpu_seconds"]) == (1234, 1.5)
 
 
 def test_a_row_holds_the_recipe_itself(tmp_path: Path) -> None:
@@ -172,6 +175,7 @@ def test_what_is_known_of_a_child_comes_back_as_it_was(tmp_path: Path) -> None:
     assert math.isnan(known.tasks["text"].stderr)
     assert (known.tasks["maths"].paired, known.tasks["text"].paired) == (True, False)
     assert known.where == {"device": "cpu", "node": "here"}
+    assert (known.tokens, known.gpu_seconds) == (1234, 1.5)
 
 
 def test_a_child_is_known_by_what_it_is_and_not_by_its_name(tmp_path: Path) -> None:
@@ -215,3 +219,40 @@ def test_founders_are_recorded_like_children(tmp_path: Path) -> None:
 
     assert [row["digest"] for row in rows] == [ANN.digest, BOB.digest]
     assert {(row["method"], row["params"], row["kinship"], row["gain"]) for row in rows} == {(None, None, None, None)}
+
+
+# -- what it cost
+
+
+def test_what_was_compared_is_told_apart_from_the_children(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    for child in FOUNDERS:
+        run.record(child, scores(0.5), None)
+    for name, split in (("base", "search"), ("base", "holdout"), ("ann", "holdout")):
+        run.keep(name, scores(0.75), split)
+
+    compared = reopened(run).compared()
+
+    assert len(compared) == 3
+    assert all(same(one, scores(0.75)) for one in compared)
+    assert sum(one.tokens for one in compared) == 3 * 1234
+
+
+def test_records_of_a_version_that_did_not_count_are_read_and_go_on(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    for child in (SLERP, TIES):
+        run.record(child, scores(0.5), None)
+    file, samples = run.path / "children" / "generation-0001.parquet", run.path / "samples" / "g1-1.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["tokens", "gpu_seconds"]), file)
+    table = pq.read_table(samples)
+    summary = json.loads(table.schema.metadata[b"kinray"])
+    del summary["tokens"], summary["gpu_seconds"]
+    pq.write_table(table.replace_schema_metadata({b"kinray": json.dumps(summary).encode()}), samples)
+
+    again = reopened(run)
+    known = again.known(SLERP)
+    again.record(TIES, scores(0.75), None)
+
+    assert isinstance(known, Scored) and (known.tokens, known.gpu_seconds) == (0, 0.0)
+    assert schema_of(file) == COLUMNS.split("\n")[1:-1]
+    assert [row["tokens"] for row in reopened(again).rows()] == [None, 1234]

@@ -1,6 +1,7 @@
 """The sentences that a person reads."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from kinray.report.wording import (
     plural,
     plus_minus,
     score_of,
-    time_spent,
+    spent,
 )
 from kinray.search.population import Outcome
 from tests.helpers import founder, merge
@@ -175,15 +176,37 @@ def test_kinships_are_written_by_their_kind() -> None:
     assert kinship_value("cs", math.nan) == "–"
 
 
-def test_time_spent_is_split_by_part_over_the_models_that_were_scored() -> None:
-    rows = [
-        {"status": "scored", "seconds_evaluate": 8.0, "seconds_merge": 1.0, "seconds_copy": 0.5, "seconds_wait": 0.5},
-        {"status": "scored", "seconds_evaluate": 80.0, "seconds_merge": 5.0, "seconds_copy": 2.5, "seconds_wait": 2.5},
-        {"status": "failed", "seconds_evaluate": None, "seconds_merge": None, "seconds_copy": None, "seconds_wait": None},
-    ]
+ROWS: list[dict[str, Any]] = [
+    {"status": "scored", "seconds_evaluate": 8.0, "seconds_merge": 1.0, "seconds_copy": 0.5, "seconds_wait": 0.5},
+    {"status": "scored", "seconds_evaluate": 80.0, "seconds_merge": 5.0, "seconds_copy": 2.5, "seconds_wait": 2.5},
+    {"status": "failed", "seconds_evaluate": None, "seconds_merge": None, "seconds_copy": None, "seconds_wait": None},
+]
 
-    assert time_spent(rows) == ("Scoring 2 models took 1:40 (50.0 s each): evaluating 88%, merging 6%, copying 3%, waiting 3%.")
-    assert time_spent(rows[2:]) is None
+
+def test_time_spent_is_split_by_part_over_the_models_that_were_scored() -> None:
+    line = "Scoring 2 models took 1:40 (50.0 s each): evaluating 1:28, merging 6.0 s, copying 3.0 s, waiting 3.0 s."
+
+    assert spent(ROWS) == line
+    assert spent(ROWS[2:]) is None
+
+
+def test_tokens_and_gpu_seconds_are_told_where_they_were_counted() -> None:
+    rows = [
+        row | {"tokens": tokens, "gpu_seconds": 9.5, "device": "cuda"}
+        for row, tokens in zip(ROWS, (1000, None, None), strict=True)
+    ]
+    held_out = Scored({}, {"merge": 1.0, "evaluate": 4.0}, tokens=234_567, gpu_seconds=5.0)
+
+    assert spent(rows, [held_out] * 2) == (
+        "Scoring 2 models and 2 comparisons took 1:50 (27.5 s each): evaluating 1:36, merging 8.0 s, copying 3.0 s, waiting "
+        "3.0 s; 470,134 tokens; 29 GPU-seconds."
+    )
+
+
+def test_what_was_remembered_is_told() -> None:
+    line = spent([ROWS[0] | {"device": "score cache"}, ROWS[1] | {"device": "cpu"}])
+
+    assert line is not None and line.startswith("Scoring 2 models (1 from the score cache) took 1:40")
 
 
 def test_the_merge_gain_of_the_best_child_is_told() -> None:
