@@ -11,7 +11,7 @@ from kinray.core.kinship import Metric
 from kinray.core.scores import Difference
 from kinray.core.statistics import Float64
 from kinray.report.leaderboard import Entry, Leaderboard
-from kinray.report.wording import CLEAR, kinship_value, plus_minus, score_of
+from kinray.report.wording import kinship_value, plus_minus, score_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
 
 def _ahead(entry: Entry, lead: Difference | None) -> Text:
     if lead is not None:
-        return Text(plus_minus(lead.mean, lead.stderr, "+"), "green" if lead.sigmas >= CLEAR else "yellow")
+        return Text(plus_minus(lead.mean, lead.stderr, "+"), "green" if lead.clear else "yellow")
     return Text("failed", "red") if entry.error is not None else Text("–")
 
 

@@ -7,12 +7,9 @@ from typing import Any
 
 from kinray.core.parameters import Knots, Varied
 from kinray.core.recipe import Merge
-from kinray.core.scores import Scored, TaskScore
+from kinray.core.scores import CLEAR, Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.search.population import Child
-
-CLEAR = 2.0
-"""Standard errors from which a difference is called clear."""
 
 _PARTS = {"evaluate": "evaluating", "merge": "merging", "copy": "copying", "wait": "waiting"}
 """Parts of a child's seconds in the children table, and what they are called."""
@@ -110,7 +107,7 @@ def _verdict(board: Leaderboard) -> str | None:
         return f"{board.best} does not beat {_called(entry)}: it is behind by {plus_minus(-lead.mean, lead.stderr)}"
     entry, lead = min(rivals, key=lambda pair: pair[1].sigmas)
     by = f"by {plus_minus(lead.mean, lead.stderr)} over {_called(entry)}, its nearest rival"
-    if lead.sigmas >= CLEAR:
+    if lead.clear:
         return f"{board.best} clearly beats every founder and the average: {by}"
     return f"{board.best} leads every founder and the average, but not clearly (within {CLEAR:g} standard errors): {by}"
 
