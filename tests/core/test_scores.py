@@ -109,4 +109,4 @@ def test_parents_that_cannot_be_paired_have_the_error_of_their_mean() -> None:
     got = task_difference(child, *parents)
 
     assert got.mean == pytest.approx(child.score - (parents[0].score + parents[1].score) / 2)
-    assert got.stderr == pytest.approx(math.sqrt(child.stderr**2 + (parents[0].stderr**2 + parents[1].stderr**2) / 4))
+    assert got.stderr == pytest.approx(math.sqrt(child.stderr**2 + (parents[0].stderr ** 2 + parents[1].stderr ** 2) / 4))
