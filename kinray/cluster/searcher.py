@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -10,8 +11,9 @@ from ray.tune.search import Searcher
 from kinray.cluster.evaluator import Evaluators
 from kinray.cluster.kinship import SearchKinship
 from kinray.core.recipe import to_nodes
-from kinray.core.scores import Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored
 from kinray.records.run import RunFolder
+from kinray.search.floors import Floor, floors, refusal
 from kinray.search.policy import TopK
 from kinray.search.population import Child, Outcome
 
@@ -25,7 +27,7 @@ class Watcher(Protocol):
     def started(self, child: Child, evaluator: int) -> None:
         """A child is being scored."""
 
-    def finished(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> None:
+    def finished(self, child: Child, result: Result, gain: Difference | None, *, remembered: bool) -> None:
         """A child has its result, now or from the records of an earlier session."""
 
 
@@ -149,8 +151,22 @@ class PolicySearcher(Searcher):
         self._run.save_state(policy.state_dict())
 
     def _tell(self, child: Child, result: Result, *, remembered: bool) -> None:
-        self._policy.tell(child.name, Outcome.of(result))
-        gain = self._policy.population.gain(child)
+        broken = refusal(self._floors, result) if child.generation and isinstance(result, Scored) else None
+        self._policy.tell(child.name, Outcome.of(result, broken))
+        gain = self._run.gain(child, result)
         if not remembered:
-            self._run.record(child, result, gain)
+            self._run.record(child, result, gain, broken)
         self._watcher.finished(child, result, gain, remembered=remembered)
+
+    @cached_property
+    def _floors(self) -> list[Floor]:
+        """The floors, from the records of the base and the founders; asked when the first child has its result."""
+        limits = {task.name: task.floor for task in self._run.config.tasks if task.floor is not None}
+        references: dict[str, Scored] = {}
+        if limits:
+            founders = [child.name for child in self._policy.population.contenders() if not child.generation]
+            for name in ("base", *founders):
+                known = self._run.kept(name)
+                assert known is not None, name
+                references[name] = known
+        return floors(limits, references)

@@ -82,6 +82,8 @@ class TaskSpec(Section):
     """Items that the search scores, drawn once at random; by default all that are not held out."""
     scale: tuple[float, float] | None = None
     """[worst, best] of a metric without natural bounds; scores are mapped to 0..1 between them."""
+    floor: float | None = Field(default=None, ge=-100, le=0)
+    """Points (hundredths of the score of 0..1) that a child may lose on it, such as -2.0; one that loses more is refused."""
     fewshot_seed: int | None = Field(default=None, ge=0)
     """Draws the few-shot examples; by default the run's seed."""
     gen_kwargs: dict[str, Any] | None = None
@@ -118,6 +120,8 @@ class SearchConfig(Section):
     """kinship: Top-k Greedy Merging with exploration; greedy: without; random: random pairs."""
     k: int = Field(default=3, ge=2, le=64)
     """Size of the set of best models that are merged pairwise."""
+    objective: Literal["mean", "pareto"] = "mean"
+    """What models rank by: the mean over tasks, or (pareto) fronts of what no other dominates, then how far apart they are."""
     kinship: Literal["pcc", "cs", "ed"] = "pcc"
     """Metric: Pearson correlation, signed cosine or Euclidean distance of deltas."""
     mate_pool: Literal["population", "top-k", "generation"] = "population"
@@ -268,6 +272,8 @@ class Config(Section):
                 raise ValueError(f"founders: a search needs at least 2 founders, not {len(self.founders)}")
         if not self.tasks:
             raise ValueError("tasks is missing: name at least one lm-eval task")
+        if self.search.objective == "pareto" and len(self.tasks) == 1:
+            raise ValueError("search.objective pareto sets tasks against each other, but there is one: use mean, or add a task")
         _distinct("founders", [founder.name for founder in self.founders], "Give one of them another 'name'")
         _distinct("tasks", [task.name for task in self.tasks], "Name each task once")
         return self

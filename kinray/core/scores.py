@@ -8,6 +8,9 @@ import numpy as np
 
 from kinray.core.statistics import Float64
 
+CLEAR = 2.0
+"""Standard errors from which a difference is called clear."""
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -86,26 +89,35 @@ class Difference:
 
     @property
     def sigmas(self) -> float:
-        """The difference in units of its standard error; infinite when no item differs in spread but the mean does."""
+        """The difference in units of its standard error.
+
+        Infinite when no item differs in spread but the mean does; zero when the error is unknown, since then nothing is clear.
+        """
         if self.stderr > 0:
             return self.mean / self.stderr
-        return math.copysign(math.inf, self.mean) if self.mean else 0.0
+        return math.copysign(math.inf, self.mean) if self.mean and self.stderr == 0 else 0.0
+
+    @property
+    def clear(self) -> bool:
+        """Whether the better one is better by ``CLEAR`` standard errors at least."""
+        return self.sigmas >= CLEAR
 
 
-def difference(better: Scored, worse: Scored) -> Difference:
-    """Compare two models on the same items: paired item by item where the metric is a mean, else by their errors."""
-    means, errors, weights = [], [], []
-    for name, left in better.tasks.items():
-        right = worse.tasks[name]
-        weights.append(left.weight)
-        if left.paired and left.items == right.items:
-            gaps = np.subtract(left.values, right.values)
-            means.append(float(gaps.mean()))
-            errors.append(standard_error(gaps))
-        else:
-            means.append(left.score - right.score)
-            errors.append(math.hypot(left.stderr, right.stderr))
-    return Difference(weighted_mean(means, weights), weighted_error(errors, weights))
+def difference(better: Scored, *worse: Scored) -> Difference:
+    """Compare a model with another, or with the mean of several, task by task on the same items."""
+    gaps = [task_difference(task, *(one.tasks[name] for one in worse)) for name, task in better.tasks.items()]
+    weights = [task.weight for task in better.tasks.values()]
+    return Difference(weighted_mean([gap.mean for gap in gaps], weights), weighted_error([gap.stderr for gap in gaps], weights))
+
+
+def task_difference(better: TaskScore, *worse: TaskScore) -> Difference:
+    """Compare results on one task: paired item by item where the metric is a mean, else by their errors."""
+    if better.paired and all(one.items == better.items for one in worse):
+        gaps = np.subtract(better.values, np.mean([one.values for one in worse], axis=0))
+        return Difference(float(gaps.mean()), standard_error(gaps))
+    equal = [1.0] * len(worse)
+    other = weighted_mean([one.score for one in worse], equal)
+    return Difference(better.score - other, math.hypot(better.stderr, weighted_error([one.stderr for one in worse], equal)))
 
 
 def standard_error(values: Sequence[float] | Float64) -> float:

@@ -1,21 +1,23 @@
 """One session of a search: start the workers, run the population, compare on held-out items, export the best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kinray.core.kinship import METRICS, kinship_matrix
 from kinray.core.recipe import Merge, Recipe
-from kinray.core.scores import Failed
+from kinray.core.scores import Failed, Result
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
 from kinray.evaluation.tasks import Split
 from kinray.evolve.prepare import Prepared
 from kinray.records.run import RunFolder
-from kinray.report.leaderboard import Entry, Leaderboard
+from kinray.report.leaderboard import Entry, Leaderboard, indistinguishable
 from kinray.report.terminal import Terminal
 from kinray.search.policy import TopK
 from kinray.search.proposals import proposer_for
+
+ScoreAll = Callable[[list[tuple[Recipe, Split]]], list[Result]]
+"""Scores recipes outside of the search."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         policy = TopK(
             prepared.founders,
             prepared.base,
-            proposer_for(prepared.spaces, config.seed),
+            proposer_for(prepared.spaces, config.seed, len(config.tasks) if config.search.objective == "pareto" else 1),
             kinship,
             config.search,
             config.seed,
@@ -64,6 +66,8 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
             policy.load_state_dict(state)
         searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours)
         terminal.note("loading the model and the tasks into the evaluators")
+        if any(task.floor is not None for task in config.tasks):
+            _score_references(prepared, run, policy, evaluators.score_all)
         run_population(searcher, statistics, run.next_session(), session.evaluators, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             evaluators.close()
@@ -88,36 +92,55 @@ def average_of(prepared: Prepared) -> Recipe:
     return Merge("linear", tuple(prepared.founders))
 
 
-def _compare(
-    prepared: Prepared,
-    run: RunFolder,
-    policy: TopK,
-    score_all: Callable[[list[tuple[Recipe, Split]]], list[Any]],
-) -> Leaderboard:
+def _score_references(prepared: Prepared, run: RunFolder, policy: TopK, score_all: ScoreAll) -> None:
+    """Score what floors are held against as far as the records lack it: the base, whose turn would come at the end only."""
+    founders = [(child.name, child.recipe) for child in policy.population.contenders() if not child.generation]
+    failed = _keep_scores(run, [("base", prepared.base), *founders], ["search"], score_all)
+    for (name, _), error in failed.items():
+        raise RunError(f"'{name}' could not be scored: {error}. Floors are held against it: remove 'floor' from the tasks.")
+
+
+def _compare(prepared: Prepared, run: RunFolder, policy: TopK, score_all: ScoreAll) -> Leaderboard:
     """Score base, founders, average and best on what they were not scored on yet, and line them up."""
-    ranked = policy.population.ranked()
-    if not ranked:
+    population = policy.population
+    best = population.best()
+    if best is None:
         raise RunError("No model could be scored, so there is no best one. See the error column of the children table.")
-    best = ranked[0]
-    founders = [child for child in policy.population.children if child.generation == 0]
     models: list[tuple[str, str, Recipe]] = [("base", "base", prepared.base)]
-    models += [(child.name, "founder", child.recipe) for child in founders]
+    models += [(child.name, "founder", child.recipe) for child in population.children if child.generation == 0]
     models.append(("average", "average", average_of(prepared)))
     if best.generation > 0:
         models.append((best.name, "best", best.recipe))
     splits: list[Split] = ["search", "holdout"] if prepared.config.evaluation.holdout else ["search"]
-    jobs = [(name, recipe, split) for name, _, recipe in models for split in splits if run.kept(name, split) is None]
+    failed = _keep_scores(run, [(name, recipe) for name, _, recipe in models], splits, score_all)
+    entries = [
+        Entry(name, kind, run.kept(name, "search"), run.kept(name, "holdout"), _first_error(failed, name))
+        for name, kind, _ in models
+    ]
+    others = ((child.name, kept) for child in population.contenders() if child is not best and (kept := run.kept(child.name)))
+    ours = run.kept(best.name)
+    return Leaderboard(
+        entries,
+        best.name,
+        run.gain(best, ours),
+        indistinguishable(ours, others) if ours else [],
+        {child.name: kept for child in population.front() if (kept := run.kept(child.name))},
+        [child.name for child in population.children if population.refused(child.name)],
+    )
+
+
+def _keep_scores(
+    run: RunFolder, models: Sequence[tuple[str, Recipe]], splits: Sequence[Split], score_all: ScoreAll
+) -> dict[tuple[str, str], str]:
+    """Score models where the run has no scores of them yet; return the errors of those that failed, by name and split."""
+    jobs = [(name, recipe, split) for name, recipe in models for split in splits if run.kept(name, split) is None]
     failed: dict[tuple[str, str], str] = {}
     for (name, _, split), result in zip(jobs, score_all([(recipe, split) for _, recipe, split in jobs]), strict=True):
         if isinstance(result, Failed):
             failed[name, split] = result.error
         else:
             run.keep(name, result, split)
-    entries = [
-        Entry(name, kind, run.kept(name, "search"), run.kept(name, "holdout"), _first_error(failed, name))
-        for name, kind, _ in models
-    ]
-    return Leaderboard(entries, best.name, policy.population.gain(best))
+    return failed
 
 
 def _first_error(failed: dict[tuple[str, str], str], name: str) -> str | None:

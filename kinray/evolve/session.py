@@ -80,17 +80,28 @@ def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
     prepared = prepare(_with_demo(config, terminal) if config.demo else config, terminal.note, fresh=fresh)
     search, models = prepared.config.search, prepared.models
     methods = ", ".join(prepared.config.merge.methods)
+    policy = f"{search.policy} search" + (" for the Pareto front" if search.objective == "pareto" else "")
     terminal.ready(
-        f"[bold]kinray {__version__}[/]  {search.policy} search, k = {search.k}, {methods}, seed {prepared.config.seed}",
+        f"[bold]kinray {__version__}[/]  {policy}, k = {search.k}, {methods}, seed {prepared.config.seed}",
         [
             ("Base", f"{models.specs[0].folder}  ({models.parameters / 1e6:,.1f} M parameters)"),
             ("Founders", ", ".join(founder.name for founder in prepared.founders)),
             ("Tasks", _per_task(prepared, "search")),
             ("Run folder", prepared.config.output),
         ],
-        prepared.notices,
+        [*prepared.notices, *_advice(prepared.config)],
     )
     return prepared
+
+
+def _advice(config: Config) -> list[str]:
+    k, tasks = config.search.k, len(config.tasks)
+    if config.search.objective == "mean" or k > 2 * tasks:
+        return []
+    return [
+        f"search.k is {k}: the ends of the Pareto front, up to {2 * tasks} models for {tasks} tasks, come first and may fill "
+        f"the top k. A k above {2 * tasks} lets the models between them mate too."
+    ]
 
 
 def _with_demo(config: Config, terminal: Terminal) -> Config:
@@ -144,7 +155,9 @@ def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
     names = {child.recipe.digest: child.name for child in policy.population.children if child.generation}
     recipe = recipe_yaml(best.recipe, places, names, prepared.config.merge.dtype)
     founders = [founder.name for founder in prepared.founders]
-    card = model_card(board, policy, finished.statistics, founders, places, recipe)
+    kept = {child.name: run.gain(child, run.kept(child.name)) for child in policy.population.children}
+    gains = {name: gain for name, gain in kept.items() if gain is not None}
+    card = model_card(board, policy, gains, finished.statistics, founders, places, recipe)
     export_model(prepared, best.recipe, finished.statistics, {"README.md": card, "recipe.yaml": recipe}, run.path / "best")
     return run.path / "best"
 

@@ -11,6 +11,7 @@ best/                    the exported best model
 
 import fcntl
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from kinray.config import Config, parse_config
 from kinray.config.loading import read_yaml, write_yaml
-from kinray.core.scores import Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored, difference
 from kinray.errors import RunError
 from kinray.files import write_atomically
 from kinray.records.tables import (
@@ -93,11 +94,11 @@ class RunFolder:
 
     # -- results
 
-    def record(self, child: Child, result: Result, gain: float | None) -> None:
-        """Keep what became of a child."""
+    def record(self, child: Child, result: Result, gain: Difference | None, refused: str | None = None) -> None:
+        """Keep what became of a child, with the reason if it was refused."""
         if isinstance(result, Scored):
             self.keep(child.name, result)
-        row = dict.fromkeys(self._schema.names) | child_row(child, result, gain)
+        row = dict.fromkeys(self._schema.names) | child_row(child, result, gain, refused)
         rows = self._rows.setdefault(child.generation, {})
         rows[child.number] = row
         self._status[child.recipe.digest] = row
@@ -110,6 +111,16 @@ class RunFolder:
         if row is None:
             return None
         return Failed(row["error"]) if row["status"] == "failed" else self.kept(child.name)
+
+    def gain(self, child: Child, result: Result | None) -> Difference | None:
+        """Compare a child with the mean of its parents on the search's items.
+
+        None for a founder, for what has no score, and where the samples of a parent are gone.
+        """
+        parents = [one for name in child.parents if (one := self.kept(name)) is not None]
+        if not isinstance(result, Scored) or math.isnan(result.score) or not parents or len(parents) < len(child.parents):
+            return None
+        return difference(result, *parents)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all rows of the children table in the order of child numbers."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kinray.core.parameters import as_json
 from kinray.core.recipe import Merge, canonical_json, to_nodes
-from kinray.core.scores import Failed, Result, Scored, TaskScore
+from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
 from kinray.errors import RunError
 from kinray.files import replacing
 from kinray.search.population import Child
@@ -31,6 +31,7 @@ _FIXED = [
     ("score", pa.float64()),
     ("score_stderr", pa.float64()),
     ("gain", pa.float64()),
+    ("gain_stderr", pa.float64()),
     ("status", pa.string()),
     ("error", pa.string()),
 ]
@@ -56,8 +57,11 @@ def children_schema(tasks: Sequence[str]) -> pa.Schema:
     return pa.schema([*_FIXED, *scores, *_COSTS])
 
 
-def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any]:
-    """Describe one child and what became of it as a row of the children table."""
+def child_row(child: Child, result: Result, gain: Difference | None, refused: str | None) -> dict[str, Any]:
+    """Describe one child and what became of it as a row of the children table.
+
+    Its status is ``scored``, ``refused`` (it has scores but broke a floor) or ``failed``; ``error`` says why.
+    """
     recipe = child.recipe
     row: dict[str, Any] = {
         "name": child.name,
@@ -70,11 +74,13 @@ def child_row(child: Child, result: Result, gain: float | None) -> dict[str, Any
         "digest": recipe.digest,
         "recipe": canonical_json(to_nodes(recipe)),
         "kinship": child.kinship,
-        "gain": gain,
+        "gain": gain and gain.mean,
+        "gain_stderr": gain and gain.stderr,
     }
     if isinstance(result, Failed):
         return row | {"status": "failed", "error": result.error}
-    row |= {"status": "scored", "score": result.score, "score_stderr": result.stderr}
+    row |= {"status": "refused" if refused else "scored", "error": refused}
+    row |= {"score": result.score, "score_stderr": result.stderr}
     for name, task in result.tasks.items():
         row |= {f"score/{name}": task.score, f"stderr/{name}": task.stderr}
     row |= {f"seconds_{part}": result.seconds.get(part) for part in ("merge", "copy", "evaluate", "wait")}

@@ -6,22 +6,30 @@ import yaml
 
 from kinray.core.kinship import METRICS, kinship_matrix
 from kinray.core.recipe import Merge, topological
+from kinray.core.scores import Difference
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Leaderboard
 from kinray.report.recipe_yaml import founders_of
-from kinray.report.wording import conclusions, describe, failures, kinship_value, score_of
+from kinray.report.wording import conclusions, describe, failures, front_rows, kinship_value, plus_minus, score_of
 from kinray.search.policy import TopK
 from kinray.search.population import Child
 
 
 def model_card(
-    board: Leaderboard, policy: TopK, statistics: Statistics, names: Sequence[str], places: Mapping[str, str], recipe: str
+    board: Leaderboard,
+    policy: TopK,
+    gains: Mapping[str, Difference],
+    statistics: Statistics,
+    names: Sequence[str],
+    places: Mapping[str, str],
+    recipe: str,
 ) -> str:
     """Write the card of the best model.
 
     Args:
         board: the final comparison.
         policy: the search, for the lineage.
+        gains: merge gains by child.
         statistics: of the founders, for their kinship.
         names: of the founders, in the order of the statistics.
         places: path or hub id of base and founders by digest.
@@ -37,7 +45,8 @@ def model_card(
         f"kinship. Base: `{base}`.",
         _scores(board),
         "\n".join(conclusions(board)),
-        _lineage(best, policy),
+        _front(board),
+        _lineage(best, policy, gains),
         _kinship(statistics, names),
         f"## Recipe\n\n```yaml\n{recipe}```",
     ]
@@ -59,14 +68,21 @@ def _scores(board: Leaderboard) -> str:
     return "## Scores\n\n" + _table([*head, *(["held-out mean"] if held else []), "search mean"], rows) + failed
 
 
-def _lineage(best: Child, policy: TopK) -> str:
+def _front(board: Leaderboard) -> str:
+    if not board.front:
+        return ""
+    head, *rows = front_rows(board.front)
+    return "## Pareto front on the search's items\n\n" + _table(head, rows)
+
+
+def _lineage(best: Child, policy: TopK, gains: Mapping[str, Difference]) -> str:
     if not isinstance(best.recipe, Merge):
         return "## Lineage\n\nThe best model is a founder: no child beat it."
     wanted = {node.digest for node in topological([best.recipe])}
     rows = []
     for child in policy.population.children:
         if child.recipe.digest in wanted and child.parents:
-            gain = policy.population.gain(child)
+            gain = gains.get(child.name)
             rows.append(
                 [
                     child.name,
@@ -74,7 +90,7 @@ def _lineage(best: Child, policy: TopK) -> str:
                     describe(child),
                     "" if child.kinship is None else kinship_value("pcc", child.kinship),
                     f"{policy.population.score(child.name):.3f}",
-                    "" if gain is None else f"{gain:+.3f}",
+                    "" if gain is None else plus_minus(gain.mean, gain.stderr, "+"),
                 ]
             )
     return "## Lineage\n\n" + _table(["child", "parents", "merge", "kinship", "search score", "gain"], rows)

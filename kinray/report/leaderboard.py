@@ -1,7 +1,7 @@
 """The final comparison: founders, plain average and best, on the search's items and on items it never saw."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kinray.core.scores import Difference, Scored, difference
 
@@ -25,6 +25,11 @@ class Entry:
     error: str | None = None
 
 
+def indistinguishable(best: Scored, others: Iterable[tuple[str, Scored]]) -> list[str]:
+    """Name the models that the best one is not clearly better than, item by item."""
+    return [name for name, other in others if not difference(best, other).clear]
+
+
 @dataclass(frozen=True)
 class Leaderboard:
     """All models of the comparison.
@@ -33,11 +38,17 @@ class Leaderboard:
         entries: base, founders, average, best.
         best: name of the best one, which may be a founder.
         gain: its merge gain on the search's items; None for a founder.
+        alike: models of the search that are indistinguishable from it on the search's items.
+        front: scores of the models that no other one dominates, on the search's items; none unless the objective is ``pareto``.
+        refused: children that broke a floor.
     """
 
     entries: list[Entry]
     best: str
-    gain: float | None
+    gain: Difference | None
+    alike: Sequence[str] = ()
+    front: Mapping[str, Scored] = field(default_factory=dict)
+    refused: Sequence[str] = ()
 
     def __getitem__(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)

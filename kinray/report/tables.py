@@ -1,6 +1,6 @@
 """Tables for the terminal. All text goes in as ``Text``, so that brackets in names and errors are never taken for markup."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kinray.core.kinship import Metric
-from kinray.core.scores import Difference
+from kinray.core.scores import Difference, Scored
 from kinray.core.statistics import Float64
 from kinray.report.leaderboard import Entry, Leaderboard
-from kinray.report.wording import CLEAR, kinship_value, plus_minus, score_of
+from kinray.report.wording import front_rows, kinship_value, plus_minus, score_of
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,27 @@ def leaderboard_table(board: Leaderboard) -> Table:
     for entry in board.entries:
         best = entry.name == board.best
         scores = [score_of(scored) for scored in ([entry.search, entry.holdout] if held else [entry.search])]
-        kind = f"{entry.kind}, best" if best and entry.kind != "best" else entry.kind
-        table.add_row(Text(entry.name, "bold" if best else ""), kind, *scores, _ahead(entry, board.lead(entry)))
+        marks = {"best": best, "front": entry.name in board.front}
+        kinds = dict.fromkeys([entry.kind, *(mark for mark, has in marks.items() if has)])
+        table.add_row(Text(entry.name, "bold" if best else ""), ", ".join(kinds), *scores, _ahead(entry, board.lead(entry)))
+    return table
+
+
+def front_table(front: Mapping[str, Scored]) -> Table:
+    """Show the models of the front with their scores by task."""
+    table = _table()
+    table.add_column("model", overflow="fold")
+    (_, *columns), *rows = front_rows(front)
+    for column in columns:
+        table.add_column(Text(column, overflow="fold"), justify="right")
+    for name, *scores in rows:
+        table.add_row(Text(name), *scores)
     return table
 
 
 def _ahead(entry: Entry, lead: Difference | None) -> Text:
     if lead is not None:
-        return Text(plus_minus(lead.mean, lead.stderr, "+"), "green" if lead.sigmas >= CLEAR else "yellow")
+        return Text(plus_minus(lead.mean, lead.stderr, "+"), "green" if lead.clear else "yellow")
     return Text("failed", "red") if entry.error is not None else Text("–")
 
 

@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.text import Text
 
 from kinray.core.kinship import Metric, group_kinship, kinship_matrix
-from kinray.core.scores import Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Leaderboard
-from kinray.report.tables import Hanging, kinship_table, leaderboard_table
+from kinray.report.tables import Hanging, front_table, kinship_table, leaderboard_table
 from kinray.report.wording import (
     clock,
     conclusions,
@@ -142,14 +142,14 @@ class Terminal:
         """A child is being scored."""
         self._show()
 
-    def finished(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> None:
+    def finished(self, child: Child, result: Result, gain: Difference | None, *, remembered: bool) -> None:
         """A child has its result, which the policy knows."""
         if isinstance(result, Scored):
             self._errors[child.name] = result.stderr
             if not remembered:
                 self._seconds.append(sum(result.seconds.values()))
         if self._live or self.verbose:
-            lines = [self._outcome(child, result, gain, remembered=remembered), *_origin(child)]
+            lines = [self._outcome(child, result, gain, remembered=remembered), *self._refused(child), *_origin(child)]
             width = max((len(one.name) for one in self._generation), default=0)
             self._print(Hanging([(Text(child.name), Text("\n").join(lines))], width=width))
         self._show()
@@ -184,6 +184,9 @@ class Terminal:
             self._print(Hanging([(Text(entry.name), Text.assemble(("failed", "red"), f" {error}")) for entry, error in failed]))
         for line in conclusions(board):
             self._print(Text(line))
+        if board.front:
+            self._print(Text("\nPareto front on the search's items, the highest mean first", "bold"))
+            self._print(front_table(board.front))
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print a titled list of names and what there is to say of each."""
@@ -198,19 +201,23 @@ class Terminal:
 
     # -- inside
 
-    def _outcome(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> Text:
+    def _outcome(self, child: Child, result: Result, gain: Difference | None, *, remembered: bool) -> Text:
         """Write the first line of a child's entry."""
         records = ("  from records", "dim") if remembered else ""
         if isinstance(result, Failed):
             return Text.assemble(("failed", "red"), f" {result.error}", records)
-        gained = f"gain {gain:+.3f}" if gain is not None else " " * 11
+        gained = f"gain {plus_minus(gain.mean, gain.stderr, '+')}" if gain is not None else ""
         best = ("  best so far", "green") if self._best() == child else ""
         seconds = f"{sum(result.seconds.values()):7.1f} s"
-        return Text.assemble(f"{plus_minus(result.score, result.stderr)}  {gained}{seconds}", best, records)
+        return Text.assemble(f"{plus_minus(result.score, result.stderr)}  {gained:19}{seconds}", best, records)
+
+    def _refused(self, child: Child) -> list[Text]:
+        """Write the line of a child's entry that says which floor it breaks; none if it breaks none."""
+        reason = self._policy.population.refused(child.name) if self._policy else None
+        return [Text.assemble(("refused", "yellow"), f" {reason}")] if reason else []
 
     def _best(self) -> Child | None:
-        ranked = self._policy.population.ranked() if self._policy else []
-        return ranked[0] if ranked else None
+        return self._policy.population.best() if self._policy else None
 
     def _best_words(self) -> str | None:
         if self._policy is None or (best := self._best()) is None:
@@ -222,8 +229,10 @@ class Terminal:
         if self._policy is not None and self._generation and not (self._live or self.verbose):
             outcomes = [self._policy.population.outcome(child.name) for child in self._generation]
             scored = sum(outcome is not None and outcome.score is not None for outcome in outcomes)
+            refused = sum(outcome is not None and outcome.refused is not None for outcome in outcomes)
             failed = sum(outcome is not None and outcome.score is None for outcome in outcomes)
-            counts = f"{scored} scored" + (f", {failed} failed" if failed else "")
+            others = [f", {count} {what}" for count, what in ((refused, "of them refused"), (failed, "failed")) if count]
+            counts = f"{scored} scored" + "".join(others)
             best = self._best_words()
             self._print(Text(f"  {counts}" + (f"; best so far {best}" if best else "")))
         self._generation = []

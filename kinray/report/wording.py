@@ -7,18 +7,15 @@ from typing import Any
 
 from kinray.core.parameters import Knots, Varied
 from kinray.core.recipe import Merge
-from kinray.core.scores import FROM_CACHE, Scored, TaskScore
+from kinray.core.scores import CLEAR, FROM_CACHE, Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.search.population import Child
-
-CLEAR = 2.0
-"""Standard errors from which a difference is called clear."""
 
 _PARTS = {"evaluate": "evaluating", "merge": "merging", "copy": "copying", "wait": "waiting"}
 """Parts of a child's seconds in the children table, and what they are called."""
 
 _SHOWN = 6
-"""Matings of a generation that are named, and knots of a gradient that are written."""
+"""Matings of a generation and models of a list that are named, and knots of a gradient that are written."""
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -61,12 +58,18 @@ def describe_merge(merge: Merge) -> str:
     return " ".join([merge.method, *(f"{name}={_value(value)}" for name, value in merge.params.items())])
 
 
+def some(names: Sequence[str]) -> str:
+    """List names, of many the first ones and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 1 else ", ".join(names[:_SHOWN]) + f" and {more} more"
+
+
 def matings(children: Sequence[Child]) -> str:
     """Write how many children a generation has, and of whom."""
     pairs = dict.fromkeys((child.parents, child.operator) for child in children)
     names = [" × ".join(parents) + (" (exploration)" if operator == "exploration" else "") for parents, operator in pairs]
-    more = f" and {len(names) - _SHOWN} more pairs" if len(names) > _SHOWN + 1 else ""
-    return f"{plural(len(children), 'child', 'children')} of {', '.join(names[:_SHOWN] if more else names)}{more}"
+    pairs_too = " pairs" if len(names) > _SHOWN + 1 else ""
+    return f"{plural(len(children), 'child', 'children')} of {some(names)}{pairs_too}"
 
 
 def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) -> str | None:
@@ -76,7 +79,7 @@ def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) ->
         rows: of the children table.
         compared: results besides those, of the final comparison.
     """
-    rows = [row for row in rows if row["status"] == "scored"]
+    rows = [row for row in rows if row["status"] != "failed"]
     parts = {
         part: math.fsum([*(row[f"seconds_{part}"] or 0.0 for row in rows), *(one.seconds.get(part, 0.0) for one in compared)])
         for part in _PARTS
@@ -108,10 +111,24 @@ def conclusions(board: Leaderboard) -> list[str]:
         held = any(entry.holdout for entry in board.entries)
         lines.append(f"On {'held-out items' if held else 'the items of the search itself'} {verdict}.")
     if board.gain is not None:
-        lines.append(f"Merge gain of {board.best} (its search score minus its parents' mean): {board.gain:+.3f}.")
+        gain = plus_minus(board.gain.mean, board.gain.stderr, "+")
+        lines.append(f"Merge gain of {board.best} (its search score minus its parents' mean): {gain}.")
+    if board.alike:
+        within = f"(within {CLEAR:g} standard errors, paired)"
+        lines.append(f"Indistinguishable from {board.best} on the search's items {within}: {some(board.alike)}.")
+    if board.refused:
+        lines.append(f"Refused, since they lose more on a task than its floor allows: {some(board.refused)}.")
     if board.optimism is not None:
         lines.append(f"Optimism of the search (its score minus the held-out score): {board.optimism:+.3f}.")
     return lines
+
+
+def front_rows(front: Mapping[str, Scored]) -> list[list[str]]:
+    """Write the models of a front with their scores by task and their means; the first row names the columns."""
+    rows = [["model", *next(iter(front.values())).tasks, "mean"]]
+    for name, scored in front.items():
+        rows.append([name, *(score_of(task) for task in scored.tasks.values()), score_of(scored)])
+    return rows
 
 
 def failures(board: Leaderboard) -> list[tuple[Entry, str]]:
@@ -129,7 +146,7 @@ def _verdict(board: Leaderboard) -> str | None:
         return f"{board.best} does not beat {_called(entry)}: it is behind by {plus_minus(-lead.mean, lead.stderr)}"
     entry, lead = min(rivals, key=lambda pair: pair[1].sigmas)
     by = f"by {plus_minus(lead.mean, lead.stderr)} over {_called(entry)}, its nearest rival"
-    if lead.sigmas >= CLEAR:
+    if lead.clear:
         return f"{board.best} clearly beats every founder and the average: {by}"
     return f"{board.best} leads every founder and the average, but not clearly (within {CLEAR:g} standard errors): {by}"
 

@@ -68,7 +68,7 @@ class TopK:
         seed: int = 0,
     ) -> None:
         self._base, self._proposer, self._kinship, self._config, self._seed = base, proposer, kinship, config, seed
-        self.population = Population()
+        self.population = Population(config.objective)
         self.generation = 0
         self.finished: str | None = None
         self._stopped = False
@@ -96,7 +96,7 @@ class TopK:
         self.finished = self.finished or reason
 
     def top(self) -> list[Child]:
-        """Return S, the k best scored models so far, best first."""
+        """Return S, the k highest ranked models so far."""
         return self.population.ranked()[: self._config.k]
 
     def made(self) -> int:
@@ -122,7 +122,8 @@ class TopK:
     def _learn(self) -> None:
         for child in self._children_in(self.generation):
             if isinstance(child.recipe, Merge):
-                self._proposer.learn(child.recipe, self.population.gain(child))
+                refused = self.population.refused(child.name) is not None
+                self._proposer.learn(child.recipe, self.population.gains(child), refused=refused)
 
     def _reason_to_stop(self, before: list[str]) -> str | None:
         config = self._config
@@ -161,7 +162,8 @@ class TopK:
 
     def _exploration(self, taken: set[frozenset[str]]) -> list[Mating]:
         """Mate the best with the model of lowest kinship to it that it was not mated with yet."""
-        best, *_ = self.population.ranked()
+        best = self.population.best()
+        assert best is not None
         candidates = [
             (self._between(best, mate), mate)
             for mate in self._mate_pool()
@@ -246,7 +248,7 @@ class TopK:
             "top": self._top,
             "children": [child_state(child) for child in self.population.children if child.generation > 0],
             "outcomes": {
-                child.name: [outcome.score, outcome.error]
+                child.name: [outcome.score, outcome.error, dict(outcome.tasks), outcome.refused]
                 for child in self.population.children
                 if (outcome := self.population.outcome(child.name))
             },
@@ -261,8 +263,8 @@ class TopK:
             recipes[child.recipe.digest] = child.recipe
             self.population.add(child)
             self._mated.add(frozenset(child.parents))
-        for name, (score, error) in state["outcomes"].items():
-            self.population.tell(name, Outcome(score, error))
+        for name, outcome in state["outcomes"].items():
+            self.population.tell(name, Outcome(*outcome))
         for generation in range(state["generation"]):
             self.generation = generation
             self._learn()

@@ -1,13 +1,18 @@
 """The population of a search: founders and children, their outcomes, and who ranks before whom."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
 
 from kinray.core.recipe import Recipe
 from kinray.core.scores import Failed, Result
+from kinray.core.statistics import Float64
+from kinray.search.pareto import crowded_order, fronts
 
+Objective = Literal["mean", "pareto"]
 Operator = Literal["founder", "merge", "exploration"]
 
 
@@ -36,24 +41,39 @@ class Child:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy is told of a child: its score, or the error that it ended with."""
+    """What a policy is told of a child.
+
+    Args:
+        score: the mean over tasks; None when it failed.
+        error: what it failed with.
+        tasks: its score on each task.
+        refused: which floor it breaks; it then keeps its score, but has no rank, so it is never a parent and never the best.
+    """
 
     score: float | None
     error: str | None = None
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    refused: str | None = None
 
     @classmethod
-    def of(cls, result: Result) -> "Outcome":
+    def of(cls, result: Result, refused: str | None = None) -> "Outcome":
         """Reduce a result to what the search looks at; a score that is not a number is a failure."""
         if isinstance(result, Failed):
             return cls(None, result.error)
-        score = result.score
-        return cls(None, "the score is NaN") if math.isnan(score) else cls(score)
+        if math.isnan(result.score):
+            return cls(None, "the score is NaN")
+        return cls(result.score, None, {name: task.score for name, task in result.tasks.items()}, refused)
 
 
 class Population:
-    """Children by name and by digest, with their outcomes."""
+    """Children by name and by digest, with their outcomes.
 
-    def __init__(self) -> None:
+    Args:
+        objective: what ranks them: the mean over tasks, or ``pareto``: non-dominated fronts, then distance from each other.
+    """
+
+    def __init__(self, objective: Objective = "mean") -> None:
+        self._objective = objective
         self.children: list[Child] = []
         self._by_name: dict[str, Child] = {}
         self._digests: set[str] = set()
@@ -85,6 +105,11 @@ class Population:
         """Return a child's outcome, None while it is out."""
         return self._outcomes.get(name)
 
+    def refused(self, name: str) -> str | None:
+        """Return why a child was refused; None while it is out, and when it was not."""
+        outcome = self.outcome(name)
+        return outcome.refused if outcome else None
+
     def score(self, name: str) -> float:
         """Return the score of a child that has one."""
         outcome = self._outcomes[name]
@@ -98,11 +123,48 @@ class Population:
             return None
         return outcome.score - sum(self.score(parent) for parent in child.parents) / len(child.parents)
 
-    def ranked(self, among: Iterable[Child] | None = None) -> list[Child]:
-        """Sort the scored children: higher score first, then the earlier number (so founders first)."""
+    def gains(self, child: Child) -> tuple[float, ...] | None:
+        """Return what hyperparameters are judged by: the merge gain, or under ``pareto`` that on each task."""
+        gain = self.gain(child)
+        if gain is None or self._objective == "mean":
+            return None if gain is None else (gain,)
+        parents = [self._outcomes[parent].tasks for parent in child.parents]
+        return tuple(
+            score - sum(parent[task] for parent in parents) / len(parents)
+            for task, score in self._outcomes[child.name].tasks.items()
+        )
+
+    def contenders(self, among: Iterable[Child] | None = None) -> list[Child]:
+        """Sort what was scored and not refused by the mean over tasks, then by number (so founders first)."""
         scored = [
             child
             for child in (self.children if among is None else among)
-            if (outcome := self.outcome(child.name)) is not None and outcome.score is not None
+            if (outcome := self.outcome(child.name)) is not None and outcome.score is not None and outcome.refused is None
         ]
         return sorted(scored, key=lambda child: (-self.score(child.name), child.number))
+
+    def ranked(self, among: Iterable[Child] | None = None) -> list[Child]:
+        """Sort contenders by the objective; the order of ``contenders`` decides what that leaves equal."""
+        children = self.contenders(among)
+        if self._objective == "mean" or not children:
+            return children
+        return [children[number] for number in crowded_order(self._by_task(children))]
+
+    def best(self) -> Child | None:
+        """Return the contender with the highest mean, None while there is none.
+
+        It is always on the front, since a model that dominated it would have a higher mean.
+        """
+        return next(iter(self.contenders()), None)
+
+    def front(self) -> list[Child]:
+        """Return the contenders that no other one dominates, the highest mean first; under ``mean`` there is no front."""
+        children = self.contenders()
+        if self._objective == "mean" or not children:
+            return []
+        ranks_N = fronts(self._by_task(children)).tolist()
+        return [child for child, rank in zip(children, ranks_N, strict=True) if rank == 0]
+
+    def _by_task(self, children: Iterable[Child]) -> Float64:
+        """(N, T) float64, the scores of children on each task."""
+        return np.array([list(self._outcomes[child.name].tasks.values()) for child in children], np.float64)

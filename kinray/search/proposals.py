@@ -1,6 +1,7 @@
 """Hyperparameters for children: fixed ones, or asked of Optuna where the configuration leaves them open."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 Proposal = tuple[str, Mapping[str, ParamValue]]
 """Method and parameters of a child."""
 
+Known = dict[str, "tuple[float, optuna.distributions.BaseDistribution]"]
+"""What a child has: by key its value, and what it was drawn from."""
+
+POPULATION = 10
+"""Children that NSGA-II draws at random before it crosses any, as many as the Parzen estimator does, and size of its elite."""
+
 
 class Proposer(Protocol):
     """Where a policy takes hyperparameters from; the seam between the search and Optuna.
@@ -26,8 +33,14 @@ class Proposer(Protocol):
     def propose(self, number: int, attempt: int) -> Proposal:
         """Choose for the child of this number; ``attempt`` counts from 0 when a proposal was turned down."""
 
-    def learn(self, recipe: Merge, gain: float | None) -> None:
-        """Take in a child's merge gain, None when it failed. Called in the order of child numbers, once each."""
+    def learn(self, recipe: Merge, gains: Sequence[float] | None, *, refused: bool = False) -> None:
+        """Take in a child's merge gain, called in the order of child numbers, once each.
+
+        Args:
+            recipe: the child.
+            gains: one for each objective; None when it failed.
+            refused: whether it is out of bounds, whatever its gains.
+        """
 
 
 class FixedProposer:
@@ -40,91 +53,142 @@ class FixedProposer:
         """Return the one proposal that there is."""
         return self._proposal
 
-    def learn(self, recipe: Merge, gain: float | None) -> None:
+    def learn(self, recipe: Merge, gains: Sequence[float] | None, *, refused: bool = False) -> None:
         """Learn nothing."""
 
 
 class OptunaProposer:
-    """Asks a study for the method and its parameters (tree-structured Parzen estimator, conditional on the method).
+    """Asks Optuna for the method and its parameters.
 
-    The study maximises merge gain rather than score: parents differ from child to child, and a good child of good parents
-    says little about its hyperparameters. The sampler is seeded anew for each child from (seed, number, attempt), so the
-    random state of a run is its seed and the gains learnt, both of which its records hold; nothing else has to be saved.
+    Studies maximise merge gain rather than score: parents differ from child to child, and a good child of good parents says
+    little about its hyperparameters. With one objective one study is asked with a tree-structured Parzen estimator, conditional
+    on the method. With several it is NSGA-II on the gain in each; since that crosses only what all trials of a study have, the
+    choice of the method and the parameters of each method then have studies of their own.
+
+    The sampler is seeded anew for each child from (seed, number, attempt), so the random state of a run is its seed and the
+    gains learnt, both of which its records hold; nothing else has to be saved.
 
     Args:
         spaces: the methods to choose from.
         seed: of the run.
+        objectives: how many gains a child has.
     """
 
-    def __init__(self, spaces: Sequence[MethodSpace], seed: int) -> None:
+    def __init__(self, spaces: Sequence[MethodSpace], seed: int, objectives: int = 1) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spaces = {space.method.name: space for space in spaces}
-        self._seed = seed
-        self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0, 0))
-        self._out: list[optuna.Trial] = []
+        self._seed, self._objectives = seed, objectives
+        self._choice = self._study()
+        together = objectives == 1 or len(spaces) == 1
+        self._studies = {name: self._choice if together else self._study() for name in self._spaces}
+        self._out: list[tuple[optuna.Study, optuna.Trial]] = []
 
     def propose(self, number: int, attempt: int) -> Proposal:
-        """Ask the study, which knows of the children that are out (constant liar) and of those told."""
-        self._study.sampler = self._sampler(number, attempt)
-        trial = self._study.ask()
-        names = list(self._spaces)
+        """Ask the studies, which know of the children that are out (constant liar of TPE) and of those told."""
+        names, place = list(self._spaces), f"{self._seed}/{number}/{attempt}"
+        trial = self._ask(self._choice, place, len(self._spaces[names[0]].free) if len(names) == 1 else 1)
         name = names[trial.suggest_categorical("method", range(len(names)))] if len(names) > 1 else names[0]
-        params = self._spaces[name].params(lambda dimension: _suggest(trial, name, dimension))
-        self._out.append(trial)
-        return name, params
+        space = self._spaces[name]
+        if self._studies[name] is not self._choice:
+            trial = self._ask(self._studies[name], f"{place}/{name}", len(space.free))
+        return name, space.params(lambda dimension: _suggest(trial, name, dimension))
 
-    def learn(self, recipe: Merge, gain: float | None) -> None:
-        """Add the child to the study as a trial of its own.
+    def learn(self, recipe: Merge, gains: Sequence[float] | None, *, refused: bool = False) -> None:
+        """Add the child to the studies as a trial of its own.
 
-        What was asked of the study only stood in until now (constant liar) and is given up, proposals that were turned
-        down included: so it makes no difference whether this study made the proposal or one before a restart.
+        What was asked of a study only stood in until now (constant liar) and is given up, proposals that were turned down
+        included: so it makes no difference whether this study made the proposal or one before a restart.
         """
         import optuna
 
         while self._out:
-            self._study.tell(self._out.pop(), state=optuna.trial.TrialState.FAIL)
-        self._study.add_trial(self._frozen(recipe, gain))
+            study, trial = self._out.pop()
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        choice, own = self._known(recipe)
+        study = self._studies[recipe.method]
+        if study is self._choice:
+            _add(study, choice | own, gains, refused)
+        else:
+            _add(self._choice, choice, gains, refused)
+            _add(study, own, gains, refused)
 
-    def _sampler(self, number: int, attempt: int) -> "optuna.samplers.TPESampler":
+    def _study(self) -> "optuna.Study":
         import optuna
 
-        place = hashlib.sha256(f"{self._seed}/{number}/{attempt}".encode()).digest()
-        return optuna.samplers.TPESampler(seed=int.from_bytes(place[:4], "little"), constant_liar=True)
+        return optuna.create_study(directions=["maximize"] * self._objectives, sampler=self._sampler("", 1))
 
-    def _frozen(self, recipe: Merge, gain: float | None) -> "optuna.trial.FrozenTrial":
+    def _ask(self, study: "optuna.Study", place: str, numbers: int) -> "optuna.Trial":
+        study.sampler = self._sampler(place, numbers)
+        trial = study.ask()
+        self._out.append((study, trial))
+        return trial
+
+    def _sampler(self, place: str, numbers: int) -> "optuna.samplers.BaseSampler":
+        """Make a sampler for the child at ``place``, of which so many numbers are open."""
         import optuna
 
-        space = self._spaces[recipe.method]
+        seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "little")
+        if self._objectives == 1:
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # The paper's operators. By default Optuna copies a number or draws a new one, and if there is one only, always.
+            return optuna.samplers.NSGAIISampler(
+                population_size=POPULATION,
+                crossover=optuna.samplers.nsgaii.SBXCrossover(),
+                mutation=optuna.samplers.nsgaii.PolynomialMutation(),
+                mutation_prob=1 / max(numbers, 2),
+                seed=seed,
+            )
+
+    def _known(self, recipe: Merge) -> tuple[Known, Known]:
+        """Describe a child as its method, where there is a choice, and its open numbers."""
+        import optuna
+
         names = list(self._spaces)
-        params: dict[str, float] = {}
-        distributions: dict[str, optuna.distributions.BaseDistribution] = {}
-        if len(names) > 1:
-            params["method"] = names.index(recipe.method)
-            distributions["method"] = optuna.distributions.CategoricalDistribution(range(len(names)))
+        every = optuna.distributions.CategoricalDistribution(range(len(names)))
+        choice: Known = {"method": (names.index(recipe.method), every)} if len(names) > 1 else {}
+        own: Known = {}
+        space = self._spaces[recipe.method]
         for dimension in space.free:
-            key = f"{recipe.method}.{dimension.key}"
-            value = space.value(recipe.params, dimension)
-            if isinstance(dimension.free, Range):
-                free = dimension.free
-                params[key], distributions[key] = (
-                    value,
-                    optuna.distributions.FloatDistribution(free.low, free.high, log=free.log),
-                )
+            key, free, value = f"{recipe.method}.{dimension.key}", dimension.free, space.value(recipe.params, dimension)
+            if isinstance(free, Range):
+                own[key] = value, optuna.distributions.FloatDistribution(free.low, free.high, log=free.log)
             else:
-                choices = range(len(dimension.free))
-                params[key] = dimension.free.index(value)
-                distributions[key] = optuna.distributions.CategoricalDistribution(choices)
-        state = optuna.trial.TrialState.FAIL if gain is None else optuna.trial.TrialState.COMPLETE
-        return optuna.trial.create_trial(params=params, distributions=distributions, value=gain, state=state)
+                own[key] = free.index(value), optuna.distributions.CategoricalDistribution(range(len(free)))
+        return choice, own
 
 
-def proposer_for(spaces: Sequence[MethodSpace], seed: int) -> Proposer:
+def proposer_for(spaces: Sequence[MethodSpace], seed: int, objectives: int = 1) -> Proposer:
     """Make the proposer that a space needs."""
     if len(spaces) == 1 and not spaces[0].free:
         return FixedProposer(spaces[0])
-    return OptunaProposer(spaces, seed)
+    return OptunaProposer(spaces, seed, objectives)
+
+
+def _add(study: "optuna.Study", known: Known, gains: Sequence[float] | None, refused: bool) -> None:
+    """Add a trial that was made elsewhere."""
+    import optuna
+
+    distributions = {key: distribution for key, (_, distribution) in known.items()}
+    failed, complete = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.COMPLETE
+    before = len(study.get_trials(deepcopy=False, states=(complete,)))
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=failed if gains is None else complete,
+            values=gains,
+            params={key: value for key, (value, _) in known.items()},
+            distributions=distributions,
+            system_attrs={"NSGAIISampler:generation": before // POPULATION},  # it takes a trial without for none of its own
+            constraints={"floor": 1.0} if refused else None,
+        )
+    )
+    if known and gains is not None and len(study.directions) > 1 and (before + 1) % POPULATION == 0:
+        # NSGA-II selects an elite when it is first asked after a generation, and only then sees it in another order than
+        # later. An idle question now makes the order the same before and after a restart.
+        study.tell(study.ask(distributions), state=failed)
 
 
 def _suggest(trial: "optuna.Trial", method: str, dimension: Dimension) -> Single:

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from kinray.cluster.searcher import PolicySearcher
 from kinray.config import Config, parse_config
 from kinray.core.recipe import Recipe
-from kinray.core.scores import Failed, Result, Scored, TaskScore
+from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
 from kinray.records.run import RunFolder
 from kinray.search.policy import TopK
 from kinray.search.population import Child
@@ -18,6 +18,7 @@ from kinray.search.proposals import proposer_for
 from kinray.search.space import search_space
 from tests.helpers import founder
 
+BASE = founder("base")
 FOUNDERS = [founder(name) for name in ("ann", "bob", "cid")]
 
 
@@ -33,8 +34,14 @@ class FakeEvaluators:
         self.asked.append(recipe.digest)
         if recipe.digest in self.broken:
             return Failed("weights are NaN")
-        value = int(recipe.digest[:6], 16) / 0xFFFFFF
-        return Scored({"task": TaskScore(value, 0.1, ("0", "1"), (value, value))}, {"evaluate": 1.0})
+        return scored(recipe)
+
+
+def scored(recipe: Recipe) -> Scored:
+    """Make up scores on two tasks from a digest."""
+    values = {"task": int(recipe.digest[:6], 16) / 0xFFFFFF, "other": int(recipe.digest[6:12], 16) / 0xFFFFFF}
+    tasks = {name: TaskScore(value, 0.0, ("0", "1"), (value, value)) for name, value in values.items()}
+    return Scored(tasks, {"evaluate": 1.0})
 
 
 class FakeKinship:
@@ -64,7 +71,7 @@ class Quiet:
     def started(self, child: Child, evaluator: int) -> None:
         pass
 
-    def finished(self, child: Child, result: Result, gain: float | None, *, remembered: bool) -> None:
+    def finished(self, child: Child, result: Result, gain: Difference | None, *, remembered: bool) -> None:
         self.remembered += remembered
 
 
@@ -75,13 +82,13 @@ LAYERED: Mapping[str, Any] = {
 }
 
 
-def a_config(folder: Path, methods: Mapping[str, Any] = RANGE) -> Config:
+def a_config(folder: Path, methods: Mapping[str, Any] = RANGE, objective: str = "mean", floor: float | None = None) -> Config:
     return parse_config(
         {
             "base": "b",
             "founders": ["ann", "bob", "cid"],
-            "tasks": ["task"],
-            "search": {"k": 2, "max_children": 8},
+            "tasks": [{"name": "task", "floor": floor}, "other"],
+            "search": {"k": 2, "max_children": 8, "objective": objective},
             "merge": {"methods": methods},
             "output": str(folder),
         }
@@ -89,9 +96,11 @@ def a_config(folder: Path, methods: Mapping[str, Any] = RANGE) -> Config:
 
 
 def a_searcher(run: RunFolder, evaluators: FakeEvaluators) -> tuple[PolicySearcher, TopK, Quiet]:
-    proposer = proposer_for(search_space(run.config.merge.methods), seed=0)
+    objectives = 2 if run.config.search.objective == "pareto" else 1
+    proposer = proposer_for(search_space(run.config.merge.methods), 0, objectives)
+    run.keep("base", scored(BASE))
     kinship = FakeKinship()
-    policy = TopK(FOUNDERS, founder("base"), proposer, kinship, run.config.search)
+    policy = TopK(FOUNDERS, BASE, proposer, kinship, run.config.search)
     if (state := run.load_state()) is not None:
         policy.load_state_dict(state)
     watcher = Quiet()
@@ -116,7 +125,8 @@ def play(searcher: PolicySearcher, stop_after: int = 10**9, reverse: bool = Fals
 
 
 def lineage(run: RunFolder) -> list[tuple[Any, ...]]:
-    return [(row["name"], row["digest"], row["parents"], row["kinship"], row["score"], row["gain"]) for row in run.rows()]
+    columns = ("name", "digest", "parents", "kinship", "score", "gain", "gain_stderr", "status", "error")
+    return [tuple(row[column] for column in columns) for row in run.rows()]
 
 
 def test_every_child_is_scored_once_and_recorded(tmp_path: Path) -> None:
@@ -142,13 +152,17 @@ def test_the_order_of_completion_does_not_change_the_records(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("trials", [1, 4, 6, 9])
 @pytest.mark.parametrize("state_lost", [False, True])
-@pytest.mark.parametrize("methods", [RANGE, LAYERED], ids=["range", "layered"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"methods": LAYERED}, {"objective": "pareto"}, {"floor": -30.0}, {"objective": "pareto", "floor": -30.0}],
+    ids=["range", "layered", "pareto", "floor", "pareto-floor"],
+)
 def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(
-    tmp_path: Path, methods: Mapping[str, Any], trials: int, state_lost: bool
+    tmp_path: Path, settings: dict[str, Any], trials: int, state_lost: bool
 ) -> None:
-    unbroken = RunFolder.create(a_config(tmp_path / "unbroken", methods), {})
+    unbroken = RunFolder.create(a_config(tmp_path / "unbroken", **settings), {})
     play(a_searcher(unbroken, FakeEvaluators())[0])
-    cut = RunFolder.create(a_config(tmp_path / "cut", methods), {})
+    cut = RunFolder.create(a_config(tmp_path / "cut", **settings), {})
     play(a_searcher(cut, FakeEvaluators())[0], stop_after=trials)
     recorded = len(cut.rows())
     cut.close()
@@ -186,6 +200,32 @@ def test_a_failed_child_is_never_a_parent(tmp_path: Path) -> None:
     play(a_searcher(run, evaluators)[0])
 
     assert all("ann" not in row["parents"] for row in run.rows())
+
+
+def test_a_child_below_a_floor_is_recorded_as_refused_and_is_never_a_parent(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run", floor=-30.0), {})
+    play(a_searcher(run, FakeEvaluators())[0])
+
+    rows = {row["name"]: row for row in run.rows()}
+    least = max(scored(model).tasks["task"].score for model in (BASE, *FOUNDERS)) - 0.3
+    below = {name for name, row in rows.items() if row["generation"] and row["score/task"] < least}
+    assert below and len(below) < len(rows) - len(FOUNDERS)
+    assert {name for name, row in rows.items() if row["status"] == "refused"} == below
+    assert all("its floor is -30" in rows[name]["error"] and rows[name]["gain"] is not None for name in below)
+    assert not below & {parent for row in rows.values() for parent in row["parents"]}
+
+
+def test_gains_are_recorded_with_the_error_of_the_paired_difference(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    play(a_searcher(run, FakeEvaluators())[0])
+
+    rows = {row["name"]: row for row in run.rows()}
+    for row in rows.values():
+        if row["parents"]:
+            parents = sum(rows[parent]["score"] for parent in row["parents"]) / 2
+            assert (row["gain"], row["gain_stderr"]) == (pytest.approx(row["score"] - parents), pytest.approx(0.0, abs=1e-12))
+        else:
+            assert row["gain"] is row["gain_stderr"] is None
 
 
 def test_an_error_while_recording_ends_the_search_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,8 @@ def test_unknown_key_gets_a_suggestion(key: dict[str, Any], meant: str) -> None:
         ({"founders": ["a", {"model": "b", "name": "n" * 65}]}, "cannot be a founder's name"),
         ({"tasks": [{"name": "a", "scale": [1, 1]}]}, r"scale of task 'a' is \[1, 1\]: worst and best are equal"),
         ({"tasks": [{"name": "a", "weight": 0}]}, "'tasks.0.weight' is 0: input should be greater than 0"),
+        ({"tasks": [{"name": "a", "floor": 2}]}, "'tasks.0.floor' is 2: input should be less than or equal to 0"),
+        ({"search": {"objective": "pareto"}}, "objective pareto sets tasks against each other, but there is one: use mean"),
         ({"tasks": [{"name": "a", "limit": 1}]}, "'tasks.0.limit' is 1: input should be greater than or equal to 2"),
         ({"search": {"k": 1}}, "'search.k' is 1: input should be greater than or equal to 2"),
         ({"search": {"k": 2.5}}, "'search.k' is 2.5: input should be a valid integer"),

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinray.core.scores import Scored, TaskScore, difference, standard_error, weighted_error, weighted_mean
+from kinray.core.scores import (
+    Difference,
+    Scored,
+    TaskScore,
+    difference,
+    standard_error,
+    task_difference,
+    weighted_error,
+    weighted_mean,
+)
 
 VALUES = (1.0, 0.0, 1.0, 1.0)
 OTHERS = (0.0, 0.0, 1.0, 0.0)
@@ -75,3 +84,29 @@ def test_constant_gap_is_certain(gap: float, sigmas: float) -> None:
     ours = tuple(value + gap for value in OTHERS)
 
     assert difference(Scored({"a": task(ours)}), Scored({"a": task(OTHERS)})).sigmas == sigmas
+
+
+def test_an_error_that_is_unknown_makes_nothing_clear() -> None:
+    unknown = Difference(0.5, math.nan)
+
+    assert unknown.sigmas == 0.0 and not unknown.clear
+    assert Difference(0.5, 0.25).clear and not Difference(0.5, 0.26).clear
+
+
+def test_a_child_is_compared_with_the_mean_of_its_parents_item_by_item() -> None:
+    child, mother, father = (Scored({"a": task(values)}) for values in (VALUES, OTHERS, (1.0, 1.0, 0.0, 1.0)))
+
+    got = difference(child, mother, father)
+
+    gaps = np.array(VALUES) - (np.array(OTHERS) + np.array([1.0, 1.0, 0.0, 1.0])) / 2
+    assert got.mean == pytest.approx(gaps.mean())
+    assert got.stderr == pytest.approx(np.std(gaps, ddof=1) / 2)
+
+
+def test_parents_that_cannot_be_paired_have_the_error_of_their_mean() -> None:
+    child, parents = task(VALUES, paired=False), [task(OTHERS, paired=False), task(VALUES, paired=False)]
+
+    got = task_difference(child, *parents)
+
+    assert got.mean == pytest.approx(child.score - (parents[0].score + parents[1].score) / 2)
+    assert got.stderr == pytest.approx(math.sqrt(child.stderr**2 + (parents[0].stderr ** 2 + parents[1].stderr ** 2) / 4))

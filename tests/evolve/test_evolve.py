@@ -144,6 +144,27 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_table(finished: Any, confi
     assert json.loads((run / "best" / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_a_search_for_a_front_with_a_floor_resumes_to_the_same_table(
+    demo: Any, config: dict[str, Any], evolve: Evolve, tmp_path: Path
+) -> None:
+    config["search"] = {"objective": "pareto", "k": 5, "max_children": 5}
+    config["tasks"][0]["floor"] = -2.0
+    done = evolve(evolve.write(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Pareto front" in done.stdout and "front" in done.stdout.split("Leaderboard")[1]
+    cut = tmp_path / "cut"
+    code, _ = evolve.until(
+        (cut / "samples" / "g1-1.parquet").exists, signal.SIGKILL, evolve.write(config), "--output", str(cut)
+    )
+    assert code == -signal.SIGKILL
+
+    resumed = evolve("--resume", str(cut))
+
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert children(cut) == children(Path(config["output"]))
+    assert (cut / "samples" / "base.parquet").exists()
+
+
 def test_a_finished_run_can_be_shown_again(finished: Any, evolve: Evolve) -> None:
     run, _, output = finished
     before = children(run)

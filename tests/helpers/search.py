@@ -13,12 +13,12 @@ from kinray.search.proposals import Proposer, proposer_for
 from kinray.search.space import search_space
 from tests.helpers.recipes import founder
 
-Score = Callable[[Child], float | None]
+Score = Callable[[Child], float | Outcome | None]
 FIXED: Mapping[str, Any] = {"slerp": {"t": 0.5}}
 
 
-def proposer(methods: Mapping[str, Any] = FIXED, seed: int = 0) -> Proposer:
-    return proposer_for(search_space(MergeConfig(methods=dict(methods)).methods), seed)
+def proposer(methods: Mapping[str, Any] = FIXED, seed: int = 0, objectives: int = 1) -> Proposer:
+    return proposer_for(search_space(MergeConfig(methods=dict(methods)).methods), seed, objectives)
 
 
 def policy(
@@ -26,15 +26,25 @@ def policy(
     between: Kinship = lambda a, b: 0.5,
     methods: Mapping[str, Any] = FIXED,
     seed: int = 0,
+    tasks: int = 3,
     **settings: Any,
 ) -> TopK:
-    """Make a fresh policy over made-up founders."""
+    """Make a fresh policy over made-up founders, for scores on so many tasks."""
     models = [founder(name) for name in founders]
-    return TopK(models, founder("base"), proposer(methods, seed), between, SearchConfig(**settings), seed)
+    config = SearchConfig(**settings)
+    objectives = tasks if config.objective == "pareto" else 1
+    return TopK(models, founder("base"), proposer(methods, seed, objectives), between, config, seed)
 
 
-def outcome(score: float | None) -> Outcome:
+def outcome(score: float | Outcome | None) -> Outcome:
+    if isinstance(score, Outcome):
+        return score
     return Outcome(None, "it broke") if score is None else Outcome(score)
+
+
+def on_tasks(*scores: float, refused: str | None = None) -> Outcome:
+    """Make the outcome of a child from its scores on tasks of equal weight."""
+    return Outcome(sum(scores) / len(scores), None, {f"task{number}": score for number, score in enumerate(scores)}, refused)
 
 
 def run(search: TopK, score: Score) -> TopK:
@@ -85,12 +95,14 @@ def chance_kinship(seed: int) -> Kinship:
     return between
 
 
-def chance_score(seed: int, failing: float = 0.1) -> Score:
-    """Make up scores with ties; children get better with depth for a while, and some fail."""
+def chance_score(seed: int, failing: float = 0.1, refusing: float = 0.0) -> Score:
+    """Make up scores on three tasks, with ties; children get better with depth for a while, some fail and some are refused."""
 
-    def score(child: Child) -> float | None:
-        if isinstance(child.recipe, Merge) and chance("failure", seed, child.recipe.digest) < failing:
+    def score(child: Child) -> Outcome | None:
+        digest, merged = child.recipe.digest, isinstance(child.recipe, Merge)
+        if merged and chance("failure", seed, digest) < failing:
             return None
-        return round(chance("score", seed, child.recipe.digest) + 0.2 * min(child.recipe.depth, 4), 1)
+        scores = [round(chance("score", seed, task, digest) + 0.2 * min(child.recipe.depth, 4), 1) for task in range(3)]
+        return on_tasks(*scores, refused="a floor" if merged and chance("floor", seed, digest) < refusing else None)
 
     return score

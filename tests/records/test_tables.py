@@ -11,7 +11,7 @@ import pytest
 
 from kinray.core.parameters import Varied
 from kinray.core.recipe import Merge, from_nodes
-from kinray.core.scores import Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored
 from kinray.search.population import Child
 from tests.records.results import ANN, BOB, CHILDREN, FOUNDERS, SLERP, TIES, begin, reopened, scores
 
@@ -29,6 +29,7 @@ kinship double
 score double
 score_stderr double
 gain double
+gain_stderr double
 status string
 error string
 score/maths double
@@ -91,11 +92,11 @@ def test_the_schema_of_kinship_is_pinned(tmp_path: Path) -> None:
 def test_a_row_tells_all_about_a_child(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
 
-    run.record(TIES, scores(0.75), 0.05)
+    run.record(TIES, scores(0.75), Difference(0.05, 0.025))
 
     (row,) = reopened(run).rows()
     assert (row["name"], row["number"], row["generation"], row["operator"]) == ("g1-2", 3, 1, "merge")
-    assert (row["parents"], row["kinship"], row["gain"]) == (["ann", "bob"], 0.125, 0.05)
+    assert (row["parents"], row["kinship"], row["gain"], row["gain_stderr"]) == (["ann", "bob"], 0.125, 0.05, 0.025)
     assert (row["status"], row["error"]) == ("scored", None)
     assert (row["method"], row["params"]) == ("ties", '{"density":0.5,"weight":[1.0,0.5]}')
     assert row["score"] == pytest.approx((0.75 + 2 * 0.5) / 3)
@@ -138,6 +139,42 @@ def test_a_failed_child_has_a_row_with_its_error_and_no_score(tmp_path: Path) ->
     assert not (run.path / "samples").exists()
 
 
+def test_a_refused_child_has_its_score_and_the_reason(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+
+    run.record(SLERP, scores(0.625), Difference(0.1, 0.05), "loses 9.0 points")
+
+    again = reopened(run)
+    (row,) = again.rows()
+    assert (row["status"], row["error"], row["score/maths"], row["gain"]) == ("refused", "loses 9.0 points", 0.625, 0.1)
+    assert same(again.known(SLERP), scores(0.625))
+
+
+def test_a_gain_is_over_the_mean_of_the_parents_on_the_same_items(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    for child, maths in zip(FOUNDERS, (0.25, 0.5), strict=True):
+        run.record(child, scores(maths), None)
+
+    gain = run.gain(SLERP, scores(0.75, text=0.75))
+
+    # maths: 0.75 - 0.375, weight 1; text: 0.75 - 0.5, weight 2, whose error is unknown
+    assert gain is not None
+    assert gain.mean == pytest.approx((0.375 + 2 * 0.25) / 3)
+    assert math.isnan(gain.stderr)
+
+
+def test_there_is_no_gain_of_a_founder_a_failure_or_a_child_whose_parents_samples_are_gone(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    for child in FOUNDERS:
+        run.record(child, scores(0.5), None)
+
+    assert run.gain(FOUNDERS[0], scores(0.5)) is None
+    assert run.gain(SLERP, Failed("boom")) is None
+    assert run.gain(SLERP, scores(math.nan)) is None
+    (run.path / "samples" / "bob.parquet").unlink()
+    assert run.gain(SLERP, scores(0.5)) is None
+
+
 def test_rows_stand_by_number_whatever_order_they_came_in(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
 
@@ -165,7 +202,7 @@ def test_files_are_the_same_bytes_whatever_order_results_came_in(tmp_path: Path)
 
 def test_what_is_known_of_a_child_comes_back_as_it_was(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    run.record(SLERP, scores(0.625), 0.1)
+    run.record(SLERP, scores(0.625), None)
 
     known = reopened(run).known(SLERP)
 
@@ -180,7 +217,7 @@ def test_what_is_known_of_a_child_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_child_is_known_by_what_it_is_and_not_by_its_name(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    run.record(SLERP, scores(0.625), 0.1)
+    run.record(SLERP, scores(0.625), None)
 
     assert run.known(Child(2, "g1-1", 1, "merge", TIES.recipe, ("ann", "bob"))) is None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kinray.core.scores import Scored, TaskScore, standard_error
+from kinray.core.scores import Difference, Scored, TaskScore, standard_error
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.search.policy import TopK
 from tests.helpers.search import policy, run
@@ -28,7 +28,7 @@ def around(mean: float, spread: float = 0.0) -> Scored:
     return scored([mean + half, mean - half, mean + half, mean - half])
 
 
-def board(best: str = "g1-1", *, holdout: bool = True, gain: float | None = None, **means: Scored) -> Leaderboard:
+def board(best: str = "g1-1", *, holdout: bool = True, gain: Difference | None = None, **means: Scored) -> Leaderboard:
     """Make a comparison of ann, bob, their average and a child, of which some are given."""
     kinds = {"ann": "founder", "bob": "founder", "average": "average", "child": "best"}
     entries = []

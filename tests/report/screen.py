@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from kinray.core.scores import Result, Scored, TaskScore
+from kinray.core.scores import Difference, Result, Scored, TaskScore
 from kinray.report.terminal import Terminal
 from kinray.search.policy import TopK
 from kinray.search.population import Outcome
@@ -49,7 +49,14 @@ def scored(score: float) -> Scored:
     return Scored({"task": TaskScore(score, 0.02, ("0", "1"), (score, score))}, {"merge": 0.5, "evaluate": 1.5})
 
 
-def watch(screen: Screen, search: TopK, results: dict[str, Result], *, remembered: tuple[str, ...] = ()) -> None:
+def watch(
+    screen: Screen,
+    search: TopK,
+    results: dict[str, Result],
+    *,
+    remembered: tuple[str, ...] = (),
+    refused: tuple[str, ...] = (),
+) -> None:
     """Run a search as the cluster would, in front of a terminal."""
     generation = -1
     while (child := search.ask()) is not None:
@@ -58,7 +65,8 @@ def watch(screen: Screen, search: TopK, results: dict[str, Result], *, remembere
             generation = search.generation
         screen.terminal.started(child, 0)
         result = results.get(child.name, scored(0.3))
-        search.tell(child.name, Outcome.of(result))
-        gain = search.population.gain(child)
+        search.tell(child.name, Outcome.of(result, "loses 9.0 points" if child.name in refused else None))
+        gained = search.population.gain(child)
+        gain = Difference(gained, 0.0125) if gained is not None else None
         screen.terminal.finished(child, result, gain, remembered=child.name in remembered)
     screen.terminal.ended(search)

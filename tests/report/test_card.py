@@ -1,11 +1,13 @@
 """The model card of what a search found."""
 
+import math
 import re
 from typing import Any
 
 import numpy as np
 import yaml
 
+from kinray.core.scores import Difference
 from kinray.core.statistics import Statistics
 from kinray.report.card import model_card
 from kinray.report.leaderboard import Entry, Leaderboard
@@ -17,7 +19,7 @@ MODELS = [founder(name) for name in ("base", *NAMES)]
 PLACES = {model.digest: place for model, place in zip(MODELS, ("org/base", "/models/ann", "org/bob", "/x|y/cid"), strict=True)}
 
 
-def card(best: str = "g1-1", *, holdout: bool = True, error: str | None = None) -> str:
+def card(best: str = "g1-1", *, holdout: bool = True, error: str | None = None, pareto: bool = False) -> str:
     """Write the card of a model of the made-up search."""
     drawn = np.random.default_rng(0).normal(size=(4, 20))
     statistics = Statistics(
@@ -32,7 +34,10 @@ def card(best: str = "g1-1", *, holdout: bool = True, error: str | None = None) 
     entries += [entry(name, "founder", WORSE) for name in NAMES]
     entries += [entry(best, "best", BETTER)] if best not in NAMES else []
     policy = search()
-    return model_card(Leaderboard(entries, best, 0.125), policy, statistics, NAMES, PLACES, "name: g1-1\n")
+    gains = {"g1-1": Difference(0.1875, 0.0625), "g2-x": Difference(0.3125, math.nan)}
+    front = {best: scored(BETTER, MIDDLE)} if pareto else {}
+    board = Leaderboard(entries, best, gains["g1-1"], front=front)
+    return model_card(board, policy, gains, statistics, NAMES, PLACES, "name: g1-1\n")
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -87,8 +92,17 @@ def test_the_lineage_tells_how_each_ancestor_came_about() -> None:
     _, _, *rows = table(card("g2-x"), "Lineage")
 
     assert rows == [
-        ["g1-1", "bob × cid", "task_arithmetic lambda=1.25 weight=[1, 0.5]", "0.500", "0.625", "+0.188"],
+        ["g1-1", "bob × cid", "task_arithmetic lambda=1.25 weight=[1, 0.5]", "0.500", "0.625", "+0.188 ± 0.062"],
         ["g2-x", "g1-1 × ann (exploration)", "task_arithmetic lambda=1.25 weight=[1, 0.5]", "0.500", "0.750", "+0.312"],
+    ]
+
+
+def test_a_front_has_a_table_of_its_own() -> None:
+    assert "Pareto" not in card()
+    assert table(card(pareto=True), "Pareto front on the search's items") == [
+        ["model", "maths", "text", "mean"],
+        ["---"] * 4,
+        ["g1-1", "0.750 ± 0.250", "0.500 ± 0.289", "0.625 ± 0.191"],
     ]
 
 

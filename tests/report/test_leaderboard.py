@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kinray.report.leaderboard import Entry, Leaderboard
+from kinray.report.leaderboard import Entry, Leaderboard, indistinguishable
 from tests.report.results import BETTER, MIDDLE, WORSE, around, board, scored
 
 
@@ -78,3 +78,15 @@ def test_optimism_is_what_choosing_added() -> None:
     entries = [Entry("g1-1", "best", around(0.75), around(0.625))]
 
     assert Leaderboard(entries, "g1-1", None).optimism == 0.125
+
+
+def test_models_are_indistinguishable_from_the_best_within_two_standard_errors_of_the_same_items() -> None:
+    best = around(0.5)
+    others = {
+        "equal": around(0.5),
+        "near": around(0.375, spread=0.07),
+        "clear": around(0.375, spread=0.06),
+        "low": around(0.25),
+    }
+
+    assert indistinguishable(best, others.items()) == ["equal", "near"]

@@ -48,10 +48,10 @@ def test_a_verbose_log_has_two_lines_for_each_child() -> None:
 
     assert screen.lines[:9] == [
         "Generation 0  2 founders",
-        "  ann  0.500 ± 0.020                 2.0 s  best so far",
-        "  bob  0.250 ± 0.020                 2.0 s  from records",
+        "  ann  0.500 ± 0.020                         2.0 s  best so far",
+        "  bob  0.250 ± 0.020                         2.0 s  from records",
         "Generation 1  1 child of ann × bob",
-        "  g1-1  0.625 ± 0.020  gain +0.250    2.0 s  best so far",
+        "  g1-1  0.625 ± 0.020  gain +0.250 ± 0.013    2.0 s  best so far",
         "        ann × bob  task_arithmetic lambda=1.25 weight=[1, 0.5]",
         "Generation 2  1 child of g1-1 × ann",
         f"  g2-1  failed {BOOM}",
@@ -64,11 +64,21 @@ def test_a_terminal_shows_children_and_takes_its_status_line_away() -> None:
 
     watch(screen, small_search(), RESULTS)
 
-    assert "  g1-1  0.625 ± 0.020  gain +0.250    2.0 s  best so far" in screen.lines
+    assert "  g1-1  0.625 ± 0.020  gain +0.250 ± 0.013    2.0 s  best so far" in screen.lines
     assert f"  g2-1  failed {BOOM}" in screen.lines
     assert "generation 2 · 1/1 done · best g1-1 0.625 ± 0.020" in screen.text
     assert not any("done" in line for line in screen.lines)
     assert screen.lines[-2] == "Finished: the top 2 did not change in generation 2. 2 children in 2 generations."
+
+
+def test_a_refused_child_is_shown_with_its_score_and_the_reason() -> None:
+    quiet, verbose = Screen(), Screen(verbose=True)
+    for screen in (quiet, verbose):
+        watch(screen, small_search(), RESULTS, refused=("g1-1",))
+
+    at = verbose.lines.index("  g1-1  0.625 ± 0.020  gain +0.250 ± 0.013    2.0 s")
+    assert verbose.lines[at + 1] == "        refused loses 9.0 points"
+    assert "  1 scored, 1 of them refused; best so far ann 0.500 ± 0.020" in quiet.lines
 
 
 def test_an_exploration_is_called_one() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kinray.core.scores import Scored
 from kinray.core.statistics import Statistics
 from kinray.report.leaderboard import Entry, Leaderboard
 from tests.helpers import founder
-from tests.report.results import around, board
+from tests.report.results import BETTER, MIDDLE, WORSE, around, board, scored
 from tests.report.screen import Screen
 
 BOOM = "tensor '[/bold] boom [red]' holds NaN"
@@ -102,6 +103,34 @@ def test_a_founder_that_is_best_is_marked_in_its_row() -> None:
 
     assert screen.lines[2] == "ann    founder, best  0.500 ± 0.000                 –"
     assert screen.lines[3] == "No child beats the founder ann on the search's items."
+
+
+def test_a_front_is_marked_and_listed_by_task() -> None:
+    screen = Screen()
+    ann, best = scored(WORSE, BETTER), scored(BETTER, MIDDLE)
+    entries = [Entry("ann", "founder", ann, None), Entry("g1-1", "best", best, None)]
+
+    screen.terminal.leaderboard(Leaderboard(entries, "g1-1", None, front={"g1-1": best, "ann": ann}))
+
+    assert screen.lines[2].startswith("ann    founder, front  0.500 ± 0.177")
+    assert screen.lines[3].startswith("g1-1   best, front     0.625 ± 0.191")
+    assert screen.lines[-5:] == [
+        "",
+        "Pareto front on the search's items, the highest mean first",
+        "model          maths           text           mean",
+        "g1-1   0.750 ± 0.250  0.500 ± 0.289  0.625 ± 0.191",
+        "ann    0.250 ± 0.250  0.750 ± 0.250  0.500 ± 0.177",
+    ]
+
+
+def test_a_front_over_many_tasks_wraps_within_the_terminal() -> None:
+    screen = Screen(60)
+    wide = Scored({f"a_task_{number}": around(0.5).tasks["maths"] for number in range(6)})
+
+    screen.terminal.leaderboard(Leaderboard([Entry("ann", "founder", wide, None)], "ann", None, front={"ann": wide}))
+
+    assert max(map(len, screen.lines)) <= 60
+    assert "…" not in screen.text and screen.text.count("0.500") == 1 + 7
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -1,12 +1,13 @@
 """The sentences that a person reads."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kinray.core.parameters import Varied
-from kinray.core.scores import Scored, TaskScore
+from kinray.core.scores import Difference, Scored, TaskScore
 from kinray.report.leaderboard import Entry, Leaderboard
 from kinray.report.wording import (
     clock,
@@ -14,6 +15,7 @@ from kinray.report.wording import (
     describe,
     describe_merge,
     failures,
+    front_rows,
     kinship_value,
     matings,
     plural,
@@ -24,7 +26,7 @@ from kinray.report.wording import (
 from kinray.search.population import Outcome
 from tests.helpers import founder, merge
 from tests.helpers.search import policy
-from tests.report.results import around, board, search
+from tests.report.results import BETTER, MIDDLE, WORSE, around, board, scored, search
 
 OPTIMISM = "Optimism of the search (its score minus the held-out score): +0.000."
 
@@ -177,7 +179,7 @@ def test_kinships_are_written_by_their_kind() -> None:
 
 
 ROWS: list[dict[str, Any]] = [
-    {"status": "scored", "seconds_evaluate": 8.0, "seconds_merge": 1.0, "seconds_copy": 0.5, "seconds_wait": 0.5},
+    {"status": "refused", "seconds_evaluate": 8.0, "seconds_merge": 1.0, "seconds_copy": 0.5, "seconds_wait": 0.5},
     {"status": "scored", "seconds_evaluate": 80.0, "seconds_merge": 5.0, "seconds_copy": 2.5, "seconds_wait": 2.5},
     {"status": "failed", "seconds_evaluate": None, "seconds_merge": None, "seconds_copy": None, "seconds_wait": None},
 ]
@@ -210,4 +212,29 @@ def test_what_was_remembered_is_told() -> None:
 
 
 def test_the_merge_gain_of_the_best_child_is_told() -> None:
-    assert "Merge gain of g1-1 (its search score minus its parents' mean): +0.125." in conclusions(board(gain=0.125))
+    told = conclusions(board(gain=Difference(0.125, 0.0625)))
+
+    assert "Merge gain of g1-1 (its search score minus its parents' mean): +0.125 ± 0.062." in told
+
+
+def test_models_that_cannot_be_told_from_the_best_are_named_the_first_of_many() -> None:
+    few = replace(board(), alike=["ann", "g1-2"])
+    many = replace(board(), alike=[f"g2-{number}" for number in range(9)])
+
+    sentence = "Indistinguishable from g1-1 on the search's items (within 2 standard errors, paired): "
+    assert sentence + "ann, g1-2." in conclusions(few)
+    assert sentence + "g2-0, g2-1, g2-2, g2-3, g2-4, g2-5 and 3 more." in conclusions(many)
+
+
+def test_children_that_broke_a_floor_are_named() -> None:
+    compared = Leaderboard([Entry("ann", "founder", around(0.5), None)], "ann", None, refused=["g1-1", "g2-x"])
+
+    assert "Refused, since they lose more on a task than its floor allows: g1-1, g2-x." in conclusions(compared)
+
+
+def test_a_front_is_written_by_task_with_errors() -> None:
+    head, ann, best = front_rows({"ann": scored(WORSE, MIDDLE), "g1-1": scored(BETTER, BETTER)})
+
+    assert head == ["model", "maths", "text", "mean"]
+    assert ann == ["ann", "0.250 ± 0.250", "0.500 ± 0.289", "0.375 ± 0.191"]
+    assert best[1:3] == ["0.750 ± 0.250"] * 2

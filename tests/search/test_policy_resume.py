@@ -41,6 +41,7 @@ searches = st.fixed_dictionaries(
     {
         "methods": st.sampled_from([FIXED, OPEN, CHOICES, LAYERED]),
         "seed": st.integers(0, 1000),
+        "objective": st.sampled_from(["mean", "pareto"]),
         "policy": st.sampled_from(["kinship", "kinship", "greedy", "random"]),
         "kinship": st.sampled_from(["pcc", "cs", "ed"]),
         "mate_pool": st.sampled_from(["population", "top-k", "generation"]),
@@ -56,7 +57,7 @@ def fresh(settings: Mapping[str, Any]) -> TopK:
 
 
 def score_of(settings: Mapping[str, Any]) -> Score:
-    return chance_score(settings["seed"])
+    return chance_score(settings["seed"], refusing=0.1)
 
 
 @given(searches, st.integers(0, 10_000).map(random.Random))

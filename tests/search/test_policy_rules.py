@@ -264,7 +264,9 @@ def test_fewer_than_two_founders_are_an_error_with_the_causes(failed: dict[str, 
         run(policy(ABC), scores(failed))
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.5, Outcome(0.5)), (float("nan"), Outcome(None, "the score is NaN"))])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.5, Outcome(0.5, None, {"t": 0.5})), (float("nan"), Outcome(None, "the score is NaN"))]
+)
 def test_a_score_that_is_no_number_is_a_failure(value: float, expected: Outcome) -> None:
     assert Outcome.of(Scored({"t": TaskScore(value, 0.1, ("0",), (value,))})) == expected
     assert Outcome.of(Failed("out of memory")) == Outcome(None, "out of memory")
