@@ -95,12 +95,14 @@ def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
 
 
 def _advice(config: Config) -> list[str]:
+    """Say what about a configuration is allowed but seldom meant."""
     k, tasks = config.search.k, len(config.tasks)
-    if config.search.objective == "mean" or k > 2 * tasks:
+    ends = 2 if tasks == 2 else 2 * tasks  # on a front the best of one of two tasks is the worst of the other
+    if config.search.objective == "mean" or k > ends:
         return []
     return [
-        f"search.k is {k}: the ends of the Pareto front, up to {2 * tasks} models for {tasks} tasks, come first and may fill "
-        f"the top k. A k above {2 * tasks} lets the models between them mate too."
+        f"search.k is {k}: the ends of the Pareto front, up to {ends} models for {tasks} tasks, come first and may fill "
+        f"the top {k}. A k above {ends} lets the models between them mate too."
     ]
 
 
