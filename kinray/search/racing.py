@@ -18,9 +18,10 @@ The rival, the k-th best of S, has the known score θ_r. A child that enters S h
 **The order** is random: the next item is i with probability w_i / Σ w over the items that remain. So each task's items come in
 uniformly random order, and tasks take turns in proportion to their weights.
 
-**The bet.** Guess each score by g_i in [0, 1], a number known before the race: here the mean of S on this item. Before the t-th
-item, let L_t be the weight that remains, G_t the sum of w_i g_i over it, and C_t the sum of w_i c_i so far. To reach the rival,
-what remains must exceed the guesses on average by
+**The bet.** Guess each score by some g_i in [0, 1] that looks only at the past: here a regression on what known models score on
+this item, which begins as the mean of S and learns at the end of each round. Before the t-th item, let L_t be the weight that
+remains, G_t the sum of w_i g_i over it, and C_t the sum of w_i c_i so far. To reach the rival, what remains must exceed the
+guesses on average by
 
     e_t = (θ_r − C_t − G_t) / L_t.                                                                                 (2)
 
@@ -54,7 +55,7 @@ for the bets (there: approximate GRAPA); Shekhar et al., Risk-limiting financial
 replacement, UAI 2023 (arXiv 2305.06884), for the weighted order and for guesses as control variates. (5) hands on the level of
 what was rejected, as fallback procedures do (Tian and Ramdas, Online control of the familywise error rate, arXiv 1910.04900).
 
-Shapes: N items of all tasks, in the order of the race; n of them seen; K models in S.
+Shapes: N items of all tasks, in the order of the race; n of them seen; M known models, S first.
 """
 
 import math
@@ -65,13 +66,15 @@ from typing import Literal
 
 import numpy as np
 
-from kinray.core.scores import Scored, TaskScore
+from kinray.core.scores import Scored
 from kinray.core.statistics import Float64
 
 _BOLDEST = 0.9
 """Largest share of what it has that a bet may lose on one item."""
-_SPREAD, _WORTH = 0.25, 4.0
+_SPREAD, _WORTH = 0.1, 8.0
 """The variance that the first bets suppose, and how many items that supposition counts for."""
+_STIFFNESS = 2.0
+"""How many items' worth of evidence holds a guess to the mean of S."""
 _TIE = 1e-12
 """Scores as close as this are ties, whatever order floating point added them in."""
 
@@ -171,17 +174,21 @@ class Race:
         top: S, best first, when the generation began, each of its models scored on all items; the last is the rival. S must be
             full: with fewer than k models every child enters it.
         order: of the generation's items.
+        known: other models that were scored on all items by then, which help to guess.
+        ends: how many items have been asked at the end of each round, when guesses learn; by default ``rounds``.
     """
 
-    def __init__(self, top: Sequence[Scored], order: Order) -> None:
-        values_KN = np.stack([order.gather(_values(scored.tasks)) for scored in top])
-        weights = order.weights
+    def __init__(
+        self, top: Sequence[Scored], order: Order, known: Sequence[Scored] = (), ends: Sequence[int] | None = None
+    ) -> None:
+        answers = [order.gather({name: task.values for name, task in scored.tasks.items()}) for scored in (*top, *known)]
         self._order = order
-        self._rival = math.fsum(weights * values_KN[-1])
-        self._guess = values_KN.mean(axis=0)
-        self._left = np.cumsum(weights[::-1])[::-1]
-        self._guessed = np.cumsum((weights * self._guess)[::-1])[::-1]
-        self._highest = np.maximum.accumulate(1 - self._guess[::-1])[::-1]
+        self._ends = rounds(len(order)) if ends is None else list(ends)
+        self._rival = math.fsum(order.weights * answers[len(top) - 1])
+        self._answers = np.column_stack([np.ones(len(order)), *answers])  # (N, 1 + M)
+        self._mean_of_s = np.zeros(1 + len(answers))
+        self._mean_of_s[1 : 1 + len(top)] = 1 / len(top)
+        self._left = _from_here(order.weights)
 
     def look(self, values: Sequence[float] | Float64, allowed: float) -> Verdict:
         """Judge a child by the items that it was asked so far.
@@ -206,18 +213,38 @@ class Race:
 
     def log_wealth(self, values: Float64) -> Float64:
         """Return (n,) float64, log K_t of (3) after each item, of a child that might still reach the rival."""
-        seen = len(values)
-        excess = values - self._guess[:seen]
-        earned = _before(self._order.weights[:seen] * values)
-        needed = (self._rival - earned - self._guessed[:seen]) / self._left[:seen]
-        count = np.arange(seen) + _WORTH
-        mean = _before(excess) / count
-        spread = (_before(excess**2) + _WORTH * _SPREAD) / count - mean**2
-        gap = needed - mean
-        room = np.maximum(self._highest[:seen] - needed, _TIE)
-        bets = np.clip(gap / (spread + gap**2), 0.0, _BOLDEST / room)
-        wealth: Float64 = np.cumsum(np.log1p(bets * (needed - excess)))
+        starts = [0, *self._ends[:-1]]
+        growth = [
+            self._growth(values[:end], start, self._guess(values[:start]))
+            for start, end in zip(starts, self._ends, strict=True)
+            if start < len(values)
+        ]
+        wealth: Float64 = np.cumsum(np.concatenate(growth))
         return wealth
+
+    def _guess(self, values: Float64) -> Float64:
+        """Guess (N,) scores from the first ones: the ridge regression on what known models scored, drawn to the mean of S."""
+        past = self._answers[: len(values)]
+        stiff = past.T @ past + _STIFFNESS * np.eye(past.shape[1])
+        learnt = np.linalg.solve(stiff, past.T @ (values - past @ self._mean_of_s))
+        guess: Float64 = np.clip(self._answers @ (self._mean_of_s + learnt), 0.0, 1.0)
+        return guess
+
+    def _growth(self, values: Float64, start: int, guess: Float64) -> Float64:
+        """Return log K_t − log K_{t−1} for the items from ``start`` on, with one guess."""
+        here = slice(start, len(values))
+        weights, excess = self._order.weights, values - guess[: len(values)]
+        earned = _before(weights[: len(values)] * values)[here]
+        needed = (self._rival - earned - _from_here(weights * guess)[here]) / self._left[here]
+        count = np.arange(start, len(values)) + _WORTH
+        mean = _before(excess)[here] / count
+        spread = (_before(excess**2)[here] + _WORTH * _SPREAD) / count - mean**2
+        gap = needed - mean
+        highest = np.maximum.accumulate(1 - guess[::-1])[::-1]
+        room = np.maximum(highest[here] - needed, _TIE)
+        bets = np.clip(gap / (spread + gap**2), 0.0, _BOLDEST / room)
+        growth: Float64 = np.log1p(bets * (needed - excess[here]))
+        return growth
 
     def _certain(self, values: Float64) -> bool:
         seen = len(values)
@@ -225,25 +252,27 @@ class Race:
         return reachable < self._rival - _TIE
 
     def _estimate(self, values: Float64) -> tuple[float, float]:
-        """Suppose that what remains exceeds the guesses as what was seen did (a difference estimator)."""
+        """Suppose that what remains exceeds the mean of S as what was seen does (a difference estimator)."""
         seen, rest = len(values), len(self._order) - len(values)
         earned = math.fsum(self._order.weights[:seen] * values)
         if not rest:
             return earned, 0.0
-        excess = values - self._guess[:seen]
+        mean_of_s = self._answers @ self._mean_of_s
+        excess = values - mean_of_s[:seen]
         left = float(self._left[seen])
-        to_come = float(self._guessed[seen]) + left * float(excess.mean())
+        to_come = math.fsum(self._order.weights[seen:] * mean_of_s[seen:]) + left * float(excess.mean())
         deviation = float(excess.std(ddof=1)) if seen > 1 else math.nan
         return earned + min(left, max(0.0, to_come)), left * deviation * math.sqrt(1 / seen + 1 / rest)
-
-
-def _values(tasks: Mapping[str, TaskScore]) -> dict[str, tuple[float, ...]]:
-    return {name: task.values for name, task in tasks.items()}
 
 
 def _before(values: Float64) -> Float64:
     """Add up what came before each item."""
     return np.cumsum(values) - values
+
+
+def _from_here(values: Float64) -> Float64:
+    """Add up each item and all that come after it."""
+    return np.cumsum(values[::-1])[::-1]
 
 
 def _bounded(values: Float64) -> bool:
