@@ -30,7 +30,7 @@ def main() -> None:
     """Resample searches of each size, run each by each rule, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[60, 250, 500, 0, 1500, 3000], help="of a search; 0 is all")
-    parser.add_argument("--searches", type=int, default=400, help="resampled searches of each size")
+    parser.add_argument("--searches", type=int, default=200, help="resampled searches of each size")
     parser.add_argument("--children", type=int, default=16, help="children of a search, drawn from the recorded ones")
     parser.add_argument("--error-rates", type=float, nargs="+", default=[0.05, 0.2, 0.5])
     arguments = parser.parse_args()
