@@ -137,6 +137,7 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
     founders: ["${MODELS}/math", {adapter: $MODELS/chat}]
     tasks: [a]
     task_paths: [$MODELS/tasks]
+    evaluation: {score_cache: $MODELS/scores}
     output: ~/runs
     """
 
@@ -146,11 +147,12 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
     assert config.founders[0].model == "/data/models/math"
     assert (config.founders[1].adapter, config.founders[1].name) == ("/data/models/chat", "chat")
     assert config.task_paths == ["/data/models/tasks"]
+    assert config.evaluation.score_cache == "/data/models/scores"
     assert config.output == str(Path.home() / "runs")
 
 
 @pytest.mark.parametrize("form", ["$NOT_SET_HERE", "${NOT_SET_HERE}"])
-@pytest.mark.parametrize("key", ["base", "founders.0", "founders.1.model", "output"])
+@pytest.mark.parametrize("key", ["base", "founders.0", "founders.1.model", "evaluation.score_cache", "output"])
 def test_unset_environment_variable_is_named(tmp_path: Path, form: str, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}.* is .*, but the environment variable NOT_SET_HERE is not set"):
         load(tmp_path, TEXT, f"{key}={form}/x")

@@ -184,3 +184,21 @@ def test_a_dry_run_prints_the_first_generation_and_the_cost_and_writes_nothing(c
     assert re.search(r"numbers × letters +g1-1, g1-4\n", done.stdout)
     assert "80 (40 of demo_numbers, 40 of demo_words)" in done.stdout
     assert not Path(config["output"]).exists()
+
+
+def test_a_backend_that_loads_folders_gives_the_same_search_and_a_score_cache_gives_it_again(
+    finished: Any, config: dict[str, Any], evolve: Evolve, tmp_path: Path
+) -> None:
+    settings = ["--set", "evaluation.backend=hf", "--set", f"evaluation.score_cache={tmp_path / 'scores'}"]
+
+    first = evolve(evolve.write(config), *settings)
+    second = evolve(evolve.write(config), *settings, "--output", str(tmp_path / "again"))
+
+    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stdout + second.stderr
+    assert children(Path(config["output"])) == children(tmp_path / "again") == children(finished[0])
+    costs = [pq.read_table(run / "children").to_pylist() for run in (Path(config["output"]), tmp_path / "again")]
+    assert all(row["device"] == "cpu" and row["tokens"] > 0 for row in costs[0])
+    assert all(row["device"] == "score cache" and row["tokens"] == 0 for row in costs[1])
+    models = len(costs[1])
+    assert re.search(rf"Scoring {models} models and \d comparisons took .* tokens\.", " ".join(first.stdout.split()))
+    assert f"Scoring {models} models ({models} from the score cache)" in " ".join(second.stdout.split())
