@@ -18,7 +18,7 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shift and multiplier of each round."""
 
 _LAST_SHIFT = 14
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements hashed at a time: on a CPU the integers stay in the cache, a GPU wants few and large calls."""
 
 _PAGE = 1 << 32
