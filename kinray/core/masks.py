@@ -7,6 +7,7 @@ that two masks are not one sequence at different places. Its arithmetic is int32
 """
 
 import hashlib
+import threading
 from functools import cache
 from typing import Protocol
 
@@ -21,6 +22,7 @@ _LAST_SHIFT = 14
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements hashed at a time: on a CPU the integers stay in the cache, a GPU wants few and large calls."""
 
+_HELD = threading.local()
 _PAGE = 1 << 32
 """Elements that 32 bits number; a larger tensor has a key for each page."""
 
@@ -69,8 +71,8 @@ def _keys(place: list[str | int]) -> tuple[int, int]:
 
 def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:
     """Return (count,) int32, 24 random bits for each index from ``start`` on."""
-    x = _counter(device)[:count] + _signed(start + keys[0])
-    shifted = torch.empty_like(x)
+    x, shifted = (buffer[:count] for buffer in _buffers(device))
+    torch.add(_counter(device)[:count], _signed(start + keys[0]), out=x)
 
     def shift(bits: int) -> torch.Tensor:
         torch.bitwise_right_shift(x, bits, out=shifted)
@@ -82,6 +84,14 @@ def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -
             x.add_(_signed(keys[1]))
     x.bitwise_xor_(shift(_LAST_SHIFT))
     return shift(8)
+
+
+def _buffers(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two rows of integers that this thread may write into."""
+    held: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = _HELD.__dict__.setdefault("rows", {})
+    if device not in held:
+        held[device] = (torch.empty_like(_counter(device)), torch.empty_like(_counter(device)))
+    return held[device]
 
 
 @cache
