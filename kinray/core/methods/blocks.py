@@ -16,8 +16,8 @@ import torch
 from kinray.core.statistics import Float64
 
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 26}
-"""Elements of a block. On a CPU the rows of a merge of a few models stay near its second-level cache, and calls on them are long
-enough that threads seldom wait for Python's lock; a GPU wants few and large calls."""
+"""Elements of a block. On a CPU the rows of a merge of a few models stay near its second-level cache, and calls on them are
+long enough that threads seldom wait for Python's lock; a GPU wants few and large calls."""
 
 _SAMPLE = 1 << 12
 """Elements that tell which values are frequent."""
