@@ -3,6 +3,8 @@
 ``--hypothesis-profile=thorough`` draws more examples, new ones each time.
 """
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,6 +14,8 @@ settings.register_profile("thorough", deadline=None, max_examples=500, database=
 settings.load_profile("kinray")
 
 torch.set_num_threads(1)
+# A runner in the background ignores Ctrl-C, and so would all processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
