@@ -83,11 +83,12 @@ def makings(materialiser: Materialiser, recipe: Recipe, dtype: str) -> list[Maki
     Raises:
         RecipeError: when the recipe cannot be made.
     """
-    plan = materialiser.plan(recipe)
+    plan, tensors = materialiser.plan(recipe), materialiser.models.base.tensors
+    buffers = plan.buffers
 
     def making(name: str) -> Making:
-        shape = materialiser.models.base.tensors[name].shape
-        return Making(name, CODES[dtype], shape, lambda: materialiser.tensor(plan, name, DTYPES[dtype]), plan.buffers)
+        shape = tensors[name].shape
+        return Making(name, CODES[dtype], shape, lambda: materialiser.tensor(plan, name, DTYPES[dtype]), buffers)
 
     return [making(name) for name in materialiser.models.names]
 

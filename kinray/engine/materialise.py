@@ -138,7 +138,8 @@ class Materialiser:
         linear = {node.digest: node for node in nodes if isinstance(node, Merge) and is_linear(node)}
         if self.statistics is None and _turns(linear.values()):
             return Plan(nodes, frozenset(linear), frozenset(kept), {})
-        rows = {digest: self._rows(node, self.models.names, self._gram()) for digest, node in linear.items()}
+        gram_TMM = self._gram() if linear else np.empty(0)
+        rows = {digest: self._rows(node, self.models.names, gram_TMM) for digest, node in linear.items()}
         return Plan(nodes, frozenset(linear), frozenset(kept), rows)
 
     def tensor(self, plan: Plan, name: str, dtype: torch.dtype, keep: Mapping[str, Put] = MappingProxyType({})) -> torch.Tensor:
@@ -197,10 +198,11 @@ class Materialiser:
 
     def _keeping(self, plan: Plan, stack: ExitStack) -> dict[str, Put]:
         """Open the cache for the parents of a model that it does not have yet."""
-        root, shapes = plan.nodes[-1], {name: self.models.base.tensors[name].shape for name in self.models.names}
-        parents = {parent.digest for parent in getattr(root, "parents", ())} & {node.digest for node in plan.applied[:-1]}
         if self._cache is None:
             return {}
+        root, tensors = plan.nodes[-1], self.models.base.tensors
+        shapes = {name: tensors[name].shape for name in self.models.names}
+        parents = {parent.digest for parent in getattr(root, "parents", ())} & {node.digest for node in plan.applied[:-1]}
         opened = {digest: stack.enter_context(self._cache.writing(digest, shapes)) for digest in sorted(parents)}
         return {digest: put for digest, put in opened.items() if put is not None}
 
@@ -251,18 +253,17 @@ class Materialiser:
         base = self._load(self.models.digests[0], name)
         out = torch.empty(base.shape, dtype=dtype or torch.float32, device=self.device)
         if node.digest in rows:
-            return self._weighted_sum(rows[node.digest], name, out)
+            return self._weighted_sum(rows[node.digest], base, name, out)
         method = method_named(node.method)
         parents = [made[parent.digest] for parent in node.parents]
         against = base if method.against_base(node.base is not None) else None
         masks = HashedMasks(node.seed or node.digest, name)
         return method.merge(against, parents, method.at(node.params, name, self._depths[name]), masks, out)
 
-    def _weighted_sum(self, row_M: Float64, name: str, out: torch.Tensor) -> torch.Tensor:
+    def _weighted_sum(self, row_M: Float64, base: torch.Tensor, name: str, out: torch.Tensor) -> torch.Tensor:
         """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ."""
         used = [number for number in range(1, len(row_M)) if row_M[number]]
         founders = [self._load(self.models.digests[number], name) for number in used]
-        base = self._load(self.models.digests[0], name)
         operands = Operands(base, founders or [base])
         weights = [float(row_M[number]) for number in used] or [0.0]
         return write_blocks(out, weighted_sum(operands, 1.0 + float(row_M[0]), weights))

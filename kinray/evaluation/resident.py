@@ -9,10 +9,9 @@ import torch
 
 from kinray.checkpoints.models import Models
 from kinray.config import EvaluationConfig, TaskSpec
+from kinray.engine.export import DTYPES
 from kinray.errors import CheckpointError, RunError, did_you_mean
 from kinray.evaluation.sharing import unfit
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class ResidentModel:

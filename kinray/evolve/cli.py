@@ -10,9 +10,7 @@ from rich.markup import escape
 
 from kinray.config import Config, load_config
 from kinray.errors import KinrayError, RunError
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from kinray.checkpoints.header import DTYPE_BYTES
 from kinray.checkpoints.identity import model_digest
 from kinray.checkpoints.locate import locate
 from kinray.checkpoints.models import Models, ModelSpec, open_models
-from kinray.checkpoints.writer import check_room
+from kinray.checkpoints.writer import CODES, check_room
 from kinray.config import Config
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError, ConfigError
@@ -22,8 +22,6 @@ from kinray.search.space import MethodSpace, search_space
 
 Note = Callable[[str], None]
 """Told what is being done, for a person."""
-
-_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Prepared:
     @property
     def export_bytes(self) -> int:
         """Bytes of one child on the disk."""
-        return self.models.parameters * DTYPE_BYTES[_CODES[self.config.merge.dtype]]
+        return self.models.parameters * DTYPE_BYTES[CODES[self.config.merge.dtype]]
 
 
 def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:

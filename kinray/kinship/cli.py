@@ -10,10 +10,9 @@ from pathlib import Path
 from kinray.core.kinship import METRICS
 from kinray.errors import ConfigError, KinrayError
 from kinray.files import write_atomically
+from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED, positive
 from kinray.report.wording import plural
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 PLOTS = (".png", ".svg", ".html")
 MERGES = """planned merges (--merge-of), which need no weights: [METHOD:]MODELS[:VALUES]
   METHOD  linear (default), task_arithmetic or slerp
@@ -41,18 +40,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--ray", nargs="?", const="", metavar="ADDRESS", help="work in Ray actors, of the cluster at ADDRESS or of this machine"
     )
-    add("--shards", type=_positive, metavar="N", help="actors on Ray (default: one for each GPU, else for each CPU)")
+    add("--shards", type=positive, metavar="N", help="actors on Ray (default: one for each GPU, else for each CPU)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute (default: auto)")
     add("--convention", choices=["kinray", "paper"], default="kinray", help="paper: what the paper's code prints")
     add("--split", action="store_true", help="with --convention paper: its average over tensors")
     add("--no-cache", action="store_true", help="measure again what is known")
     return result
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

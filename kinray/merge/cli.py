@@ -11,9 +11,8 @@ from typing import Any
 
 from kinray.checkpoints.writer import SHARD_BYTES
 from kinray.errors import ConfigError, KinrayError
+from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED, positive
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -31,18 +30,12 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights (default: the recipe's, else the base's)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute (default: a GPU if there is one)")
     add("--shard-size", type=_size, default=SHARD_BYTES, metavar="SIZE", help="largest weight file (default: 5GB)")
-    add("--threads", type=_positive, metavar="N", help="tensors that are merged at once (default: one for each core)")
+    add("--threads", type=positive, metavar="N", help="tensors that are merged at once (default: one for each core)")
     add("--seed", type=int, default=0, metavar="N", help="another draw of random masks (default: 0, the recipe's)")
     add("--overwrite", action="store_true", help="replace OUT if it exists, once the new one is whole")
     add("--verify", action="store_true", help="read the written weights back from the disk and compare every tensor")
     add("--explain", action="store_true", help="print effective parameters and each parent's weight, by groups of tensors")
     return result
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def _size(text: str) -> int:

@@ -53,7 +53,7 @@ class Above:
         if self._first >= self._last or self._seen >= self._last:
             return torch.hardshrink(row, self._threshold)
         equal = row.abs().eq_(self._threshold)
-        begin, self._seen = self._seen, self._seen + int(equal.sum())
+        begin, self._seen = self._seen, self._seen + int(torch.count_nonzero(equal))
         if self._first <= begin and self._seen <= self._last:
             return torch.hardshrink(row, self._or_equal)
         kept = torch.hardshrink(row, self._threshold)
