@@ -75,8 +75,12 @@ class Merge:
         params = {name: freeze(f"Parameter '{name}' of '{self.method}'", value) for name, value in sorted(self.params.items())}
         object.__setattr__(self, "params", MappingProxyType(params))
         object.__setattr__(self, "depth", depth)
-        node = _node(self, [parent.digest for parent in self.parents], None if self.base is None else self.base.digest)
-        object.__setattr__(self, "digest", hashlib.sha256(canonical_json(node).encode()).hexdigest())
+        object.__setattr__(self, "digest", hashlib.sha256(canonical_json(self.node).encode()).hexdigest())
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """What the digest is taken of: this merge alone, with its parents and base by digest."""
+        return _node(self, [parent.digest for parent in self.parents], None if self.base is None else self.base.digest)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Merge) and self.digest == other.digest

@@ -1,7 +1,7 @@
 """A run is a folder. Everything a person is shown, and everything a resumed run needs, is in it.
 
 config.yaml              resolved configuration, versions, digests of the founders
-children/*.parquet       one row for each founder and child, one file for each generation
+children/*.parquet       one row for each founder and child, at most 64 rows of one generation in each file
 samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
 kinship/*.parquet        the kinship values that each generation was mated by
 state.json               the search policy as it stood when its last generation was made
@@ -35,8 +35,14 @@ from kinray.records.tables import (
 )
 from kinray.search.population import Child
 
-FORMAT = 1
+FORMAT = 2
 """Version of this layout; a run of another one is refused."""
+
+_ROWS = 64
+"""Rows in a file of the children table, at most: recording a child writes one file anew, however large a generation is."""
+
+_RECENT = 16
+"""Results kept in memory: those of the parents of a generation, which each of their children is compared with."""
 
 _PACKAGES = ("kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors")
 
@@ -60,6 +66,7 @@ class RunFolder:
             for row in read_table(file):
                 self._rows.setdefault(row["generation"], {})[row["number"]] = row
         self._status = {row["digest"]: row for rows in self._rows.values() for row in rows.values()}
+        self._recent: dict[Path, Scored] = {}
 
     @classmethod
     def create(cls, config: Config, digests: Mapping[str, str]) -> "RunFolder":
@@ -102,8 +109,10 @@ class RunFolder:
         rows = self._rows.setdefault(child.generation, {})
         rows[child.number] = row
         self._status[child.recipe.digest] = row
-        path = self.path / "children" / f"generation-{child.generation:04d}.parquet"
-        write_table(path, [rows[number] for number in sorted(rows)], self._schema)
+        part = child.number // _ROWS
+        path = self.path / "children" / f"generation-{child.generation:04d}-{part:04d}.parquet"
+        here = range(part * _ROWS, (part + 1) * _ROWS)
+        write_table(path, [rows[number] for number in here if number in rows], self._schema)
 
     def known(self, child: Child) -> Result | None:
         """Return what became of a child, None if it has no row yet."""
@@ -128,12 +137,19 @@ class RunFolder:
 
     def keep(self, name: str, result: Scored, split: str = "search") -> None:
         """Keep the per-item scores of a model on a split."""
-        write_samples(self._samples(name, split), name, result)
+        path = self._samples(name, split)
+        self._recent.pop(path, None)
+        write_samples(path, name, result)
 
     def kept(self, name: str, split: str = "search") -> Scored | None:
         """Return the scores of a model on a split, None if there are none."""
         path = self._samples(name, split)
-        return read_samples(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        result = self._recent[path] = self._recent.pop(path, None) or read_samples(path)  # the newest, the last to go
+        while len(self._recent) > _RECENT:
+            self._recent.pop(next(iter(self._recent)))
+        return result
 
     def compared(self) -> list[Scored]:
         """Return what was scored besides the children's search items: the base, the average, and all held-out items."""

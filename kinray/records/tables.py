@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kinray.core.parameters import as_json
-from kinray.core.recipe import Merge, canonical_json, to_nodes
+from kinray.core.recipe import Merge, canonical_json
 from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
 from kinray.errors import RunError
 from kinray.files import replacing
@@ -72,7 +72,7 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
         "method": recipe.method if isinstance(recipe, Merge) else None,
         "params": canonical_json(as_json(recipe.params)) if isinstance(recipe, Merge) else None,
         "digest": recipe.digest,
-        "recipe": canonical_json(to_nodes(recipe)),
+        "recipe": canonical_json(recipe.node) if isinstance(recipe, Merge) else None,
         "kinship": child.kinship,
         "gain": gain and gain.mean,
         "gain_stderr": gain and gain.stderr,

@@ -16,10 +16,10 @@ from tests.records.results import FOUNDERS, SLERP, begin, reopened, scores
 def test_a_torn_children_table_is_named(keep: int, tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.record(SLERP, scores(0.5), None)
-    file = run.path / "children" / "generation-0001.parquet"
+    file = run.path / "children" / "generation-0001-0000.parquet"
     file.write_bytes(file.read_bytes()[:keep])
 
-    with pytest.raises(RunError, match=r"generation-0001\.parquet is not a readable Parquet file"):
+    with pytest.raises(RunError, match=r"generation-0001-0000\.parquet is not a readable Parquet file"):
         reopened(run)
 
 
@@ -69,4 +69,4 @@ def test_a_write_that_breaks_off_leaves_the_old_table(tmp_path: Path, monkeypatc
             run.record(FOUNDERS[1], Failed("boom"), None)
 
     assert [row["name"] for row in reopened(run).rows()] == ["ann"]
-    assert [file.name for file in (run.path / "children").iterdir()] == ["generation-0000.parquet"]
+    assert [file.name for file in (run.path / "children").iterdir()] == ["generation-0000-0000.parquet"]

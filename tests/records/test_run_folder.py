@@ -108,7 +108,7 @@ def test_the_versions_of_what_matters_are_kept(tmp_path: Path) -> None:
 
     about = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]
 
-    assert about["format"] == 1
+    assert about["format"] == 2
     assert set(about["versions"]) == {
         "python", "kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors",
     }  # fmt: skip
@@ -119,17 +119,17 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
         RunFolder.resume(tmp_path)
 
 
-@pytest.mark.parametrize(("about", "found"), [("run: {format: 2, digests: {}}", "2"), ("base: x", "None"), ("[]", "None")])
+@pytest.mark.parametrize(("about", "found"), [("run: {format: 1, digests: {}}", "1"), ("base: x", "None"), ("[]", "None")])
 def test_a_run_of_another_format_is_refused(about: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(about)
 
-    with pytest.raises(RunError, match=f"is a run of format {found}, this version of kinray reads format 1"):
+    with pytest.raises(RunError, match=f"is a run of format {found}, this version of kinray reads format 2"):
         RunFolder.resume(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("contents", "problem"),
-    [(b"run: {format: 1}", "its 'run' has no 'digests'"), (b"\xff\xfe", "cannot be read: 'utf-8' codec")],
+    [(b"run: {format: 2}", "its 'run' has no 'digests'"), (b"\xff\xfe", "cannot be read: 'utf-8' codec")],
 )
 def test_a_damaged_configuration_is_named(contents: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(contents)

@@ -1,5 +1,6 @@
 """The tables of a run: pinned schemas, and results that come back as they went in."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -10,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kinray.core.parameters import Varied
-from kinray.core.recipe import Merge, from_nodes
+from kinray.core.recipe import Merge
 from kinray.core.scores import Difference, Failed, Result, Scored
 from kinray.search.population import Child
-from tests.records.results import ANN, BOB, CHILDREN, FOUNDERS, SLERP, TIES, begin, reopened, scores
+from tests.records.results import ANN, BASE, BOB, CHILDREN, FOUNDERS, SLERP, TIES, begin, reopened, scores
 
 COLUMNS = """
 name string
@@ -65,7 +66,7 @@ def test_the_schema_of_the_children_table_is_pinned(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.record(FOUNDERS[0], Failed("boom"), None)
 
-    assert schema_of(run.path / "children" / "generation-0000.parquet") == COLUMNS.split("\n")[1:-1]
+    assert schema_of(run.path / "children" / "generation-0000-0000.parquet") == COLUMNS.split("\n")[1:-1]
 
 
 def test_the_schema_of_samples_is_pinned(tmp_path: Path) -> None:
@@ -107,13 +108,26 @@ def test_a_row_tells_all_about_a_child(tmp_path: Path) -> None:
     assert (row["tokens"], row["gpu_seconds"]) == (1234, 1.5)
 
 
-def test_a_row_holds_the_recipe_itself(tmp_path: Path) -> None:
+def test_a_row_holds_what_the_digest_is_taken_of(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.record(TIES, scores(0.75), None)
 
     (row,) = run.rows()
-    assert from_nodes(json.loads(row["recipe"])) == TIES.recipe
-    assert row["digest"] == TIES.recipe.digest
+    assert hashlib.sha256(row["recipe"].encode()).hexdigest() == row["digest"] == TIES.recipe.digest
+    node = json.loads(row["recipe"])
+    assert (node["method"], node["parents"], node["base"]) == ("ties", [ANN.digest, BOB.digest], BASE.digest)
+
+
+def test_a_table_of_many_children_is_cut_into_files_of_few_rows(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    many = [Child(at, f"g1-{at}", 1, "merge", Merge("slerp", (ANN, BOB), {"t": at / 200})) for at in range(2, 150)]
+    for child in reversed(many):
+        run.record(child, Failed("boom"), None)
+
+    files = sorted((run.path / "children").iterdir())
+    assert [pq.read_metadata(file).num_rows for file in files] == [62, 64, 22]
+    assert [row["number"] for row in pq.read_table(run.path / "children").to_pylist()] == list(range(2, 150))
+    assert [row["number"] for row in reopened(run).rows()] == list(range(2, 150))
 
 
 def test_a_row_tells_what_varies_over_the_model(tmp_path: Path) -> None:
@@ -124,7 +138,7 @@ def test_a_row_tells_what_varies_over_the_model(tmp_path: Path) -> None:
 
     (row,) = reopened(run).rows()
     assert row["params"] == '{"t":{"cases":[{"filter":"attn.","value":[0.25,0.5]},{"value":[1.0]}]}}'
-    assert from_nodes(json.loads(row["recipe"])) == child.recipe
+    assert row["digest"] == child.recipe.digest
 
 
 def test_a_failed_child_has_a_row_with_its_error_and_no_score(tmp_path: Path) -> None:
@@ -279,7 +293,7 @@ def test_records_of_a_version_that_did_not_count_are_read_and_go_on(tmp_path: Pa
     run = begin(tmp_path / "run")
     for child in (SLERP, TIES):
         run.record(child, scores(0.5), None)
-    file, samples = run.path / "children" / "generation-0001.parquet", run.path / "samples" / "g1-1.parquet"
+    file, samples = run.path / "children" / "generation-0001-0000.parquet", run.path / "samples" / "g1-1.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["tokens", "gpu_seconds"]), file)
     table = pq.read_table(samples)
     summary = json.loads(table.schema.metadata[b"kinray"])
