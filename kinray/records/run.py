@@ -146,7 +146,8 @@ class RunFolder:
         path = self._samples(name, split)
         if not path.is_file():
             return None
-        result = self._recent[path] = self._recent.pop(path, None) or read_samples(path)  # the newest, the last to go
+        result = self._recent.pop(path) if path in self._recent else read_samples(path)
+        self._recent[path] = result  # the newest, the last to go
         while len(self._recent) > _RECENT:
             self._recent.pop(next(iter(self._recent)))
         return result
