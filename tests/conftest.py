@@ -1,6 +1,7 @@
 """What holds for every test: a cache of its own, one thread, and the same Hypothesis draws in every run.
 
-``--hypothesis-profile=thorough`` draws more examples, new ones each time.
+``--hypothesis-profile=thorough`` draws more examples, new ones each time;
+``--kills=20`` kills more often.
 """
 
 import signal
@@ -16,6 +17,17 @@ settings.load_profile("kinray")
 torch.set_num_threads(1)
 # A runner in the background ignores Ctrl-C, and so would all processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=2, metavar="N", help="how often tests/faults kills a driver at a random moment"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kill" in metafunc.fixturenames:
+        metafunc.parametrize("kill", range(metafunc.config.getoption("--kills")))
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ class Evaluator:
             if self._failures[key] <= self._config.cluster.retries:
                 raise
             reason = str(error).strip().splitlines() or ["no message"]
-            return Failed(f"{type(error).__name__}: {reason[0][:500]}")
+            return Failed(f"{type(error).__name__}: {reason[0][:500]}", broke=True)
         return result
 
 
@@ -134,7 +134,7 @@ class Evaluators:
                 result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
             except ray.exceptions.RayError as error:
                 if attempt == self._retries:
-                    return Failed(_reason(error))
+                    return Failed(_reason(error), broke=True)
             else:
                 return result
         raise AssertionError
@@ -160,7 +160,7 @@ class Evaluators:
                 if attempt < self._retries:
                     waiting.append((number, attempt + 1))
                 else:
-                    results[number] = Failed(_reason(error))
+                    results[number] = Failed(_reason(error), broke=True)
         return [results[number] for number in range(len(jobs))]
 
     def close(self) -> None:

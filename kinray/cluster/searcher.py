@@ -1,6 +1,7 @@
 """Between Ray Tune and the search policy: trials become children, results become records."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -12,10 +13,13 @@ from kinray.cluster.evaluator import Evaluators
 from kinray.cluster.kinship import SearchKinship
 from kinray.core.recipe import to_nodes
 from kinray.core.scores import Difference, Failed, Result, Scored
+from kinray.errors import RunError
 from kinray.records.run import RunFolder
 from kinray.search.floors import Floor, floors, refusal
 from kinray.search.policy import TopK
 from kinray.search.population import Child, Outcome
+
+_DIED = "its evaluator's process was killed each time that it was tried; most often memory has run out"
 
 
 class Watcher(Protocol):
@@ -67,6 +71,8 @@ class PolicySearcher(Searcher):
         self._free = list(range(len(evaluators.names)))[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
         self._noted: tuple[int, str | None] = (-1, None)
+        self._failed: list[Failed] = []
+        """What failed since a child was last scored, in this session."""
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next child as a trial's config, None to wait, or FINISHED."""
@@ -92,8 +98,8 @@ class PolicySearcher(Searcher):
         if self.error is not None:
             return
         try:
-            if error or result is None:
-                outcome: Result = Failed("its evaluator died each time it was tried")
+            if error or result is None or "died" in result:
+                outcome: Result = Failed(_DIED, broke=True)
             else:
                 outcome = self._evaluators.score_now(slot, child.recipe)
             if isinstance(outcome, Scored):
@@ -157,6 +163,25 @@ class PolicySearcher(Searcher):
         if not remembered:
             self._run.record(child, result, gain, broken)
         self._watcher.finished(child, result, gain, remembered=remembered)
+        if not remembered:
+            self._failed = [*self._failed, result] if isinstance(result, Failed) else []
+            self._stop_if_failing(child)
+
+    def _stop_if_failing(self, child: Child) -> None:
+        """Raise RunError when so many children failed alike that the cause hardly lies in them."""
+        limit, failed = self._run.config.cluster.max_failures, self._failed
+        if limit is None or not failed:
+            return
+        alike = len(failed) >= limit and len({re.sub(r"\d+", "", one.error) for one in failed[-limit:]}) == 1
+        population = self._policy.population
+        outcomes = [population.outcome(one.name) for one in population.children if one.generation == child.generation]
+        lost = all(outcome is not None and outcome.score is None for outcome in outcomes)
+        if alike or (lost and any(one.broke for one in failed[-len(outcomes) :])):
+            which = f"{limit} children in a row" if alike else f"All {len(outcomes)} models of generation {child.generation}"
+            raise RunError(
+                f"{which} failed, the last one, {child.name}, with: {failed[-1].error.rstrip('.')}. Find the cause; then "
+                "--resume tries children again whose evaluation broke, and goes on without the others."
+            )
 
     @cached_property
     def _floors(self) -> list[Floor]:

@@ -25,7 +25,10 @@ class ChildTrial(tune.Trainable):
         """Let the evaluator score the child; scalars are reported, the full result is fetched by the searcher."""
         evaluator = ray.get_actor(self.config["evaluator"])
         recipe = json.loads(self.config["recipe"])
-        result = ray.get(evaluator.score.remote(recipe, "search", self._statistics))
+        try:
+            result = ray.get(evaluator.score.remote(recipe, "search", self._statistics))
+        except ray.exceptions.RayActorError:  # Ray has tried it as often as the configuration says
+            return {"score": float("nan"), "died": True, "done": True}
         if not isinstance(result, Scored):
             return {"score": float("nan"), "done": True}
         return {

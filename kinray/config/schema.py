@@ -233,6 +233,8 @@ class ClusterConfig(Section):
     """Actors that hold the founders' tensors for kinship. auto: one for each GPU; without GPUs one for each node."""
     retries: int = Field(default=2, ge=0, le=100)
     """How often a child whose evaluation broke is tried again."""
+    max_failures: int | None = Field(default=5, ge=1)
+    """The run stops when this many children fail in a row with one error, or all of a generation break. null: it goes on."""
     parent_cache_gb: Gigabytes = "auto"
     """Disk in each node's temporary folder for the weights of children that are parents. auto: a quarter of what is free."""
 

@@ -72,9 +72,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Failed:
-    """The outcome of a child that could not be evaluated; it is never a parent and never the best."""
+    """The outcome of a child that could not be evaluated; it is never a parent and never the best.
+
+    Args:
+        error: why.
+        broke: whether the evaluation broke, which may not happen again; else it is the child's own fault and would.
+    """
 
     error: str
+    broke: bool = False
 
 
 Result = Scored | Failed

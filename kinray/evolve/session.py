@@ -1,6 +1,8 @@
 """The three ways to begin: start a search, resume one, or only look at what it would do."""
 
 import math
+from collections.abc import Sequence
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 
@@ -24,19 +26,20 @@ def start(config: Config, console: Console, *, verbose: bool) -> int:
     check_vacant(Path(config.output))
     terminal = Terminal(console, verbose=verbose)
     prepared = _prepare(config, terminal, fresh=True)
-    run = RunFolder.create(prepared.config, _digests(prepared))
-    return _see_through(prepared, run, terminal)
+    with closing(RunFolder.create(prepared.config, _digests(prepared))) as run:
+        return _see_through(prepared, run, terminal)
 
 
 def resume(folder: Path, console: Console, *, verbose: bool) -> int:
     """Continue the search of a run folder to where it would have come unbroken."""
     config, digests = read_run_config(folder)
-    terminal = Terminal(console, verbose=verbose)
-    prepared = _prepare(config, terminal, fresh=False)
-    for name, digest in _digests(prepared).items():
-        if digests.get(name) != digest:
-            raise RunError(f"'{name}' does not have the weights that {folder} was begun with. Put them back to resume it.")
-    return _see_through(prepared, RunFolder.resume(folder), terminal)
+    with closing(RunFolder.resume(folder)) as run:
+        terminal = Terminal(console, verbose=verbose)
+        prepared = _prepare(config, terminal, fresh=False, notices=run.notices)
+        for name, digest in _digests(prepared).items():
+            if digests.get(name) != digest:
+                raise RunError(f"'{name}' does not have the weights that {folder} was begun with. Put them back to resume it.")
+        return _see_through(prepared, run, terminal)
 
 
 def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
@@ -76,7 +79,7 @@ def _total(prepared: Prepared, budget: float, items: int) -> str:
     return f"at most {int(budget)} children; {models} models × {items:,} items = {models * items:,} answers"
 
 
-def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
+def _prepare(config: Config, terminal: Terminal, *, fresh: bool, notices: Sequence[str] = ()) -> Prepared:
     prepared = prepare(_with_demo(config, terminal) if config.demo else config, terminal.note, fresh=fresh)
     search, models = prepared.config.search, prepared.models
     methods = ", ".join(prepared.config.merge.methods)
@@ -89,7 +92,7 @@ def _prepare(config: Config, terminal: Terminal, *, fresh: bool) -> Prepared:
             ("Tasks", _per_task(prepared, "search")),
             ("Run folder", prepared.config.output),
         ],
-        [*prepared.notices, *_advice(prepared.config)],
+        [*notices, *prepared.notices, *_advice(prepared.config)],
     )
     return prepared
 
@@ -127,8 +130,6 @@ def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
     except (KinrayError, KeyboardInterrupt):
         terminal.line(_continue(run))
         raise
-    finally:
-        run.close()
 
 
 def _continue(run: RunFolder) -> str:

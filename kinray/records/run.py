@@ -7,14 +7,19 @@ kinship/*.parquet        the kinship values that each generation was mated by
 state.json               the search policy as it stood when its last generation was made
 tune/                    what Ray Tune wrote in each session; nothing reads it back
 best/                    the exported best model
+.lock                    held by the process that has the folder open, and says which one that is
 """
 
+import errno
 import fcntl
 import json
 import math
 import os
 import platform
+import re
+import shutil
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +30,13 @@ from kinray.core.scores import Difference, Failed, Result, Scored, difference
 from kinray.errors import RunError
 from kinray.files import write_atomically
 from kinray.records.tables import (
+    BROKEN,
     KINSHIP,
     child_row,
     children_schema,
     read_samples,
     read_table,
+    torn,
     write_samples,
     write_table,
 )
@@ -44,6 +51,9 @@ _ROWS = 64
 _RECENT = 16
 """Results kept in memory: those of the parents of a generation, which each of their children is compared with."""
 
+_LEFT = re.compile(r"\.lock|\.config\.yaml\..*\.tmp")
+"""What a process that was killed while it began a run leaves behind."""
+
 _PACKAGES = ("kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors")
 
 
@@ -51,20 +61,21 @@ class RunFolder:
     """The records of one run; one process at a time has it open.
 
     Contract: rows and samples are on the disk when ``record`` returns; a row implies its samples. Rows of a generation
-    stand in the order of child numbers, whatever order they came in.
+    stand in the order of child numbers, whatever order they came in. What a crash or a power cut left half-written is
+    dropped when the folder is opened, and ``notices`` says so; whoever lost a record is scored again.
 
     Args:
         path: the folder, which ``create`` or ``resume`` has opened.
         config: of the run.
+        lock: the claim on it.
     """
 
     def __init__(self, path: Path, config: Config, lock: IO[str]) -> None:
         self.path, self.config, self._lock = path, config, lock
-        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        self.notices: list[str] = []
         self._schema = children_schema([task.name for task in config.tasks])
-        for file in sorted((path / "children").glob("*.parquet")):
-            for row in read_table(file):
-                self._rows.setdefault(row["generation"], {})[row["number"]] = row
+        self._put_torn_aside()
+        self._rows = self._read_rows()
         self._status = {row["digest"]: row for rows in self._rows.values() for row in rows.values()}
         self._recent: dict[Path, Scored] = {}
 
@@ -87,17 +98,49 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> "RunFolder":
-        """Open the folder of a run that was begun.
+        """Open the folder of a run that was begun, without what a session that was killed left behind in it.
+
+        Children whose evaluation broke are forgotten, so that they are scored again; only where the search went on without
+        them, they stay as they are.
 
         Raises:
             RunError: when it holds no run, one of another format, or one that another process has open.
         """
         config, _ = read_run_config(path)
-        return cls(path, config, _lock(path))
+        lock = _lock(path)
+        for left in [*path.glob(".*.tmp"), *path.glob(".*.old"), *path.glob("*/.*.tmp")]:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        run = cls(path, config, lock)
+        run._forget_broken()
+        return run
 
     def close(self) -> None:
         """Let other processes open the folder."""
         self._lock.close()
+
+    def _put_torn_aside(self) -> None:
+        """Rename tables that a power cut left unfinished, so that nothing reads them."""
+        for file in filter(torn, sorted(self.path.glob("*/*.parquet"))):
+            file.rename(file.with_name(f".{file.name}.damaged"))
+            self.notices.append(f"{file} breaks off in the middle. It was put aside; what it held is made again.")
+
+    def _read_rows(self) -> dict[int, dict[int, dict[str, Any]]]:
+        """Return the rows by generation and number, without those whose samples are gone."""
+        rows: dict[int, dict[int, dict[str, Any]]] = {}
+        for file in sorted((self.path / "children").glob("*.parquet")):
+            for row in read_table(file):
+                if row["score"] is None or self._samples(row["name"], "search").is_file():
+                    rows.setdefault(row["generation"], {})[row["number"]] = row
+                else:
+                    self.notices.append(f"The samples of {row['name']} are gone, so it is scored again.")
+        return rows
+
+    def _forget_broken(self) -> None:
+        last = max(self._rows, default=0)
+        told = (self.load_state() or {}).get("outcomes", {})
+        for number, row in list(self._rows.get(last, {}).items()):
+            if row["status"] == BROKEN and row["name"] not in told:
+                del self._rows[last][number], self._status[row["digest"]]
 
     # -- results
 
@@ -119,7 +162,7 @@ class RunFolder:
         row = self._status.get(child.recipe.digest)
         if row is None:
             return None
-        return Failed(row["error"]) if row["status"] == "failed" else self.kept(child.name)
+        return Failed(row["error"], broke=row["status"] == BROKEN) if row["score"] is None else self.kept(child.name)
 
     def gain(self, child: Child, result: Result | None) -> Difference | None:
         """Compare a child with the mean of its parents on the search's items.
@@ -180,13 +223,17 @@ class RunFolder:
     def load_state(self) -> dict[str, Any] | None:
         """Return the policy's state.
 
-        None when there is none or it is damaged; then the search is replayed from its records.
+        None when there is none or it is damaged, and when the records have lost what it knows of; then the search is replayed
+        from its records.
         """
         try:
             state = json.loads((self.path / "state.json").read_text())
         except (OSError, ValueError):
             return None
-        return state if isinstance(state, dict) else None
+        recorded = {row["name"] for row in self._status.values()}
+        if self.notices or not isinstance(state, dict) or not recorded.issuperset(state.get("outcomes", ())):
+            return None
+        return state
 
 
 def check_vacant(path: Path) -> None:
@@ -202,7 +249,7 @@ def check_vacant(path: Path) -> None:
 def _check_vacant(path: Path) -> None:
     if (path / "config.yaml").exists():
         raise RunError(f"{path} already holds a run. Continue it with --resume {path}, or choose another with --output.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not all(_LEFT.fullmatch(file.name) for file in path.iterdir())):
         raise RunError(f"{path} exists and is not an empty folder. Choose another with --output.")
     place = path
     while not place.exists():
@@ -237,16 +284,28 @@ def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
 
 
 def _lock(path: Path) -> IO[str]:
-    """Claim the folder for this process; the claim ends with the process, however that ends."""
+    """Claim the folder for this process; the claim ends with the process, however that ends.
+
+    On a file system without locks (some parallel ones) there is no claim, and whoever starts two runs in one folder is not
+    stopped.
+    """
     try:
-        stream = (path / ".lock").open("w")
+        stream = (path / ".lock").open("a+")
     except OSError as error:
         raise RunError(f"Cannot write the run folder {path}: {error.strerror}.") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
+        stream.seek(0)
+        holder = stream.read().strip() or "another process"
         stream.close()
-        raise RunError(f"Another process is running in {path}. Wait for it, or choose another folder.") from error
+        raise RunError(f"{path} is in use by {holder}. Wait for it, or choose another folder.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise RunError(f"Cannot claim the run folder {path}: {error.strerror}.") from error
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {platform.node()}, which began {datetime.now():%Y-%m-%d %H:%M}\n")
+    stream.flush()
     return stream
 
 

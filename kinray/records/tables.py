@@ -1,6 +1,7 @@
 """The Parquet tables of a run, their schemas, and how results become rows and come back."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ _COSTS = [
 ]
 TIMES = tuple(name for name, _ in _COSTS)
 """Columns that differ from one run of the same search to another."""
+BROKEN = "broken"
+"""Status of a child whose evaluation broke each time, for which it may not be to blame."""
+
 _META = b"kinray"
 
 
@@ -60,7 +64,8 @@ def children_schema(tasks: Sequence[str]) -> pa.Schema:
 def child_row(child: Child, result: Result, gain: Difference | None, refused: str | None) -> dict[str, Any]:
     """Describe one child and what became of it as a row of the children table.
 
-    Its status is ``scored``, ``refused`` (it has scores but broke a floor) or ``failed``; ``error`` says why.
+    Its status is ``scored``, ``refused`` (it has scores but broke a floor), ``failed`` (it has none, and would not the next
+    time) or ``broken`` (its evaluation broke each time); ``error`` says why.
     """
     recipe = child.recipe
     row: dict[str, Any] = {
@@ -78,7 +83,7 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
         "gain_stderr": gain and gain.stderr,
     }
     if isinstance(result, Failed):
-        return row | {"status": "failed", "error": result.error}
+        return row | {"status": BROKEN if result.broke else "failed", "error": result.error}
     row |= {"status": "refused" if refused else "scored", "error": refused}
     row |= {"score": result.score, "score_stderr": result.stderr}
     for name, task in result.tasks.items():
@@ -92,6 +97,17 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
     """Write rows as one Parquet file, whole or not at all."""
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+
+
+def torn(path: Path) -> bool:
+    """Tell whether a Parquet file is missing or was not written to its end; it is looked at, not read."""
+    try:
+        with path.open("rb") as file:
+            begin, size = file.read(4), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4))
+            return size < 12 or not begin == file.read() == b"PAR1"
+    except FileNotFoundError:
+        return True
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) ->
         rows: of the children table.
         compared: results besides those, of the final comparison.
     """
-    rows = [row for row in rows if row["status"] != "failed"]
+    rows = [row for row in rows if row["status"] not in ("failed", "broken")]
     parts = {
         part: math.fsum([*(row[f"seconds_{part}"] or 0.0 for row in rows), *(one.seconds.get(part, 0.0) for one in compared)])
         for part in _PARTS

@@ -1,6 +1,6 @@
 """The searcher between Tune and the policy, driven by hand: no Ray session, no models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ from ray.tune.search import Searcher
 
 from kinray.cluster.searcher import PolicySearcher
 from kinray.config import Config, parse_config
-from kinray.core.recipe import Recipe
+from kinray.core.recipe import Founder, Recipe
 from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
+from kinray.errors import RunError
 from kinray.records.run import RunFolder
 from kinray.search.policy import TopK
 from kinray.search.population import Child
@@ -82,7 +83,13 @@ LAYERED: Mapping[str, Any] = {
 }
 
 
-def a_config(folder: Path, methods: Mapping[str, Any] = RANGE, objective: str = "mean", floor: float | None = None) -> Config:
+def a_config(
+    folder: Path,
+    methods: Mapping[str, Any] = RANGE,
+    objective: str = "mean",
+    floor: float | None = None,
+    max_failures: int | None = 5,
+) -> Config:
     return parse_config(
         {
             "base": "b",
@@ -90,6 +97,7 @@ def a_config(folder: Path, methods: Mapping[str, Any] = RANGE, objective: str = 
             "tasks": [{"name": "task", "floor": floor}, "other"],
             "search": {"k": 2, "max_children": 8, "objective": objective},
             "merge": {"methods": methods},
+            "cluster": {"max_failures": max_failures},
             "output": str(folder),
         }
     )
@@ -188,9 +196,66 @@ def test_a_trial_that_broke_is_a_failed_child_with_its_reason(tmp_path: Path) ->
 
     (row,) = run.rows()
 
-    assert (row["name"], row["status"], row["score"]) == ("ann", "failed", None)
-    assert "evaluator died" in row["error"]
+    assert (row["name"], row["status"], row["score"]) == ("ann", "broken", None)
+    assert "process was killed each time" in row["error"]
     assert policy.population.outcome("ann").score is None  # type: ignore[union-attr]
+
+
+def failing(error: str, *, broke: bool) -> Callable[[int, Recipe], Result]:
+    """Score founders, and let all children fail."""
+    return lambda number, recipe: scored(recipe) if isinstance(recipe, Founder) else Failed(error, broke=broke)
+
+
+@pytest.mark.parametrize("broke", [True, False])
+def test_search_stops_when_children_fail_in_a_row_with_one_error_and_goes_on_when_it_is_mended(
+    broke: bool, tmp_path: Path
+) -> None:
+    expected = RunFolder.create(a_config(tmp_path / "unbroken"), {})
+    play(a_searcher(expected, FakeEvaluators())[0])
+    run = RunFolder.create(a_config(tmp_path / "run", max_failures=2), {})
+    evaluators = FakeEvaluators(slots=1)
+    evaluators.score_now = failing("OSError: shard 17 is gone.", broke=broke)  # type: ignore[method-assign]
+    searcher = a_searcher(run, evaluators)[0]
+
+    play(searcher)
+
+    assert isinstance(searcher.error, RunError)
+    assert "2 children in a row failed, the last one, g1-2, with: OSError: shard 17 is gone. " in str(searcher.error)
+    run.close()
+    resumed = RunFolder.resume(tmp_path / "run")
+    play(a_searcher(resumed, FakeEvaluators())[0])
+    if broke:
+        assert lineage(resumed) == lineage(expected)
+    else:
+        assert [row["name"] for row in resumed.rows() if row["status"] == "failed"] == ["g1-1", "g1-2"]
+
+
+def test_search_stops_when_a_whole_generation_breaks_each_child_in_its_own_way(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    evaluators = FakeEvaluators()
+    evaluators.score_now = lambda number, recipe: (  # type: ignore[method-assign]
+        scored(recipe) if isinstance(recipe, Founder) else Failed(recipe.digest, broke=True)
+    )
+    searcher = a_searcher(run, evaluators)[0]
+
+    play(searcher)
+
+    assert "All 3 models of generation 1 failed, the last one, g1-" in str(searcher.error)
+
+
+def test_failures_are_counted_up_to_a_success_and_by_their_error(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run", max_failures=2), {})
+    evaluators = FakeEvaluators(slots=1)
+    turn = iter(range(1 << 20))
+    evaluators.score_now = lambda number, recipe: (  # type: ignore[method-assign]
+        scored(recipe) if isinstance(recipe, Founder) or next(turn) % 2 else Failed("boom", broke=True)
+    )
+    searcher = a_searcher(run, evaluators)[0]
+
+    play(searcher)
+
+    assert searcher.error is None
+    assert {row["status"] for row in run.rows()} == {"scored", "broken"}
 
 
 def test_a_failed_child_is_never_a_parent(tmp_path: Path) -> None:

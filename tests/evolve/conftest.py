@@ -29,9 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
     return build_demo(tmp_path_factory.mktemp("demo"), lambda message, fraction: None, settings)
 
 
-@pytest.fixture
-def config(demo: DemoFiles, tmp_path: Path) -> dict[str, Any]:
-    """A small search over the demo's models, as a user would write it."""
+def settings_for(demo: DemoFiles, output: Path) -> dict[str, Any]:
+    """Configure a small search over the demo's models, as a user would."""
     return {
         "base": str(demo.base),
         "founders": [{"name": name, "model": str(folder)} for name, folder in demo.founders.items()],
@@ -43,8 +42,14 @@ def config(demo: DemoFiles, tmp_path: Path) -> dict[str, Any]:
             "dtype": "float32",
         },
         "evaluation": {"batch_size": 64},
-        "output": str(tmp_path / "run"),
+        "output": str(output),
     }
+
+
+@pytest.fixture
+def config(demo: DemoFiles, tmp_path: Path) -> dict[str, Any]:
+    """Configure a search that a test may change."""
+    return settings_for(demo, tmp_path / "run")
 
 
 class Evolve:

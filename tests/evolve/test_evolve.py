@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from kinray.records.tables import TIMES
-from tests.evolve.conftest import Evolve
+from tests.evolve.conftest import Evolve, settings_for
 
 
 def children(run: Path) -> list[dict[str, Any]]:
@@ -24,10 +24,8 @@ def children(run: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One unbroken run, which several tests look at."""
-    from tests.evolve.conftest import config as make
-
     folder = tmp_path_factory.mktemp("finished")
-    settings = make.__wrapped__(demo, folder)  # type: ignore[attr-defined]
+    settings = settings_for(demo, folder / "run")
     evolve = Evolve(folder)
     done = evolve(evolve.write(settings))
     assert done.returncode == 0, done.stdout + done.stderr

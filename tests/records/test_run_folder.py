@@ -1,5 +1,6 @@
 """A run folder is begun once, opened by one process at a time, and tells what it holds."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def test_a_folder_that_another_process_has_open_is_refused_until_it_ends(tmp_pat
     )
     assert other.stdout is not None and other.stdout.readline() == "open\n"
 
-    with pytest.raises(RunError, match=r"Another process is running in .*run\. Wait for it"):
+    with pytest.raises(RunError, match=rf"run is in use by process {other.pid} on .*, which began 20.*\. Wait for it"):
         RunFolder.resume(tmp_path / "run")
 
     other.kill()
@@ -162,7 +163,7 @@ def test_a_folder_that_another_process_has_open_is_refused_until_it_ends(tmp_pat
 
 def test_a_closed_folder_may_be_opened_again(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    with pytest.raises(RunError, match="Another process"):
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()} on "):
         RunFolder.resume(tmp_path / "run")
 
     run.close()
@@ -177,6 +178,27 @@ def test_a_lock_that_cannot_be_written_is_an_error_of_the_run(tmp_path: Path) ->
 
     with pytest.raises(RunError, match=r"Cannot write the run folder .*run: Is a directory"):
         RunFolder.resume(tmp_path / "run")
+
+
+def test_file_system_without_locks_does_not_keep_a_run_from_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path / "run").close()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("kinray.records.run.fcntl.flock", unsupported)
+
+    RunFolder.resume(tmp_path / "run").close()
+
+
+def test_run_whose_beginning_was_killed_can_be_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("process 1 on here\n")
+    (tmp_path / "run" / ".config.yaml.1a2b3c4d.tmp").write_text("base:")
+
+    begin(tmp_path / "run").close()
+
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 # -- the policy's state
