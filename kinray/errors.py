@@ -4,12 +4,29 @@ A message says what is wrong, where, what was found and what to do. ``KinrayErro
 as one line and exit with code 2. Each class also inherits the built-in exception that a library user would catch.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 2000
+"""Characters of a message; the middle of a longer one is left out."""
+
 
 class KinrayError(Exception):
-    """The root of all errors that are not bugs of kinray."""
+    """The root of all errors that are not bugs of kinray. Whatever names a message quotes, it is one printable line."""
+
+    def __str__(self) -> str:
+        """Return the message."""
+        text = printable(super().__str__())
+        if len(text) <= _LONGEST:
+            return text
+        half = _LONGEST // 2
+        return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Escape what moves a terminal's cursor, breaks a line or cannot be seen: control and format characters, surrogates."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 class ConfigError(KinrayError, ValueError):
@@ -39,7 +56,9 @@ class RoomError(RunError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, and list what there is (at most 20 names)."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(name[:200], names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
+    if close and (foreign := [sign for sign in name if not sign.isascii()]):
+        hint += f" '{foreign[0]}' ({unicodedata.name(foreign[0], 'without a name')}) is none of the letters a to z."
     shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
     return f"{hint} Known: {shown or 'none'}."

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinray.checkpoints.folder import Checkpoint, WeightSource, open_checkpoint, read_json
+from kinray.checkpoints.folder import Checkpoint, WeightSource, check_links, open_checkpoint, read_json
 from kinray.checkpoints.header import TensorInfo, read_header
+from kinray.core.recipe import is_finite_number
 from kinray.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _SAVED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
 _EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|embed_in)\.weight$")
 _OUTPUT = "lm_head.weight"
+_PATIENCE = 1.0
+"""Seconds for a regular expression of an adapter's config; some take forever."""
 _UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
 
 
@@ -71,6 +74,9 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
     Raises:
         CheckpointError: when it is no LoRA adapter that can be merged, or does not fit the model.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"Model '{name}': there is no folder {folder}.")
+    check_links(folder, name)
     config = read_json(folder / "adapter_config.json", name)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"Model '{name}': {folder} is an adapter of type {config.get('peft_type')!r}, not LORA.")
@@ -89,9 +95,11 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
             saved[_SAVED.sub(".", bare)] = key
         elif match[3] == "A":
             target = _target(f"{match[1]}.weight", model, folder, name)
+            if target in factors:
+                raise CheckpointError(f"Model '{name}': adapter {folder} changes '{target}' twice, by '{key}' too.")
             partner = key.replace(f"lora_{match[2] or ''}A", f"lora_{match[2] or ''}B")
             turned = bool(match[2]) or bool(config.get("fan_in_fan_out"))
-            factors[target] = (key, partner, turned, _scale(config, match[1], adapter.tensors[key].shape))
+            factors[target] = (key, partner, turned, _scale(config, match[1], adapter.tensors[key], name))
     if model.config.get("tie_word_embeddings") is True:
         _tie(saved, adapter, config, name)
     for tensor in saved:
@@ -115,10 +123,12 @@ def _tie(saved: dict[str, str], adapter: Checkpoint, config: dict[str, Any], nam
     if embedding is None:
         return
     if _OUTPUT in saved:
-        alike = bool((adapter.load(saved[_OUTPUT]) == adapter.load(saved[embedding])).all())
+        output, input_ = adapter.load(saved[_OUTPUT]), adapter.load(saved[embedding])
+        alike = output.shape == input_.shape and bool((output == input_).all())
     else:
         module = embedding.removesuffix(".weight")
-        trained = any(module == one or module.endswith(f".{one}") for one in config.get("modules_to_save") or [])
+        named = config.get("modules_to_save")
+        trained = any(module == one or module.endswith(f".{one}") for one in (named if isinstance(named, list) else []))
         alike = not trained or bool(config.get("ensure_weight_tying"))
     if not alike:
         raise CheckpointError(
@@ -132,7 +142,10 @@ def _adapter_file(folder: Path, name: str) -> Checkpoint:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"Model '{name}': {folder} has no adapter_model.safetensors (pickles are not read).")
-    return Checkpoint(name, folder, {}, {info.name: info for info in read_header(file)})
+    tensors = {info.name: info for info in read_header(file)}
+    if odd := next((info for info in tensors.values() if not info.floating), None):
+        raise CheckpointError(f"Model '{name}': the adapter's '{odd.name}' is {odd.dtype}, which holds no weights.")
+    return Checkpoint(name, folder, {}, tensors)
 
 
 def _target(tensor: str, model: WeightSource, folder: Path, name: str) -> str:
@@ -141,16 +154,39 @@ def _target(tensor: str, model: WeightSource, folder: Path, name: str) -> str:
     return tensor
 
 
-def _scale(config: dict[str, Any], module: str, shape: tuple[int, ...]) -> float:
-    def pattern(key: str, default: Any) -> Any:
-        for suffix, value in (config.get(key) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({suffix})", module):
-                return value
-        return default
+def _scale(config: dict[str, Any], module: str, a: TensorInfo, name: str) -> float:
+    """Return the scale of a module's factors.
 
-    rank = shape[0]
-    alpha = float(pattern("alpha_pattern", config.get("lora_alpha", rank)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    Raises:
+        CheckpointError: when its rank is 0, or the config gives no number for alpha.
+    """
+    rank = a.shape[0] if len(a.shape) == 2 else 0
+    if not rank:
+        raise CheckpointError(f"Model '{name}': the adapter's factor '{a.name}' has shape {a.shape}, which is of no rank.")
+    alpha = _alpha(config, module, rank, name)
+    if not is_finite_number(alpha):
+        raise CheckpointError(
+            f"Model '{name}': the adapter's config gives '{module}' the alpha {alpha!r:.80}, no finite number."
+        )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _alpha(config: dict[str, Any], module: str, rank: int, name: str) -> Any:
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"Model '{name}': the adapter's alpha_pattern is {patterns!r:.80}. It must be a mapping.")
+    if patterns:
+        import regex  # unlike re, it can be told to give up
+    for suffix, value in patterns.items():
+        try:
+            if regex.fullmatch(rf"(.*\.)?({suffix})", module, timeout=_PATIENCE):
+                return value
+        except (regex.error, TimeoutError, RecursionError) as error:
+            raise CheckpointError(
+                f"Model '{name}': the adapter's alpha_pattern has '{suffix:.80}', a regular expression that cannot be used: "
+                f"{error or 'it takes too long'}."
+            ) from error
+    return config.get("lora_alpha", rank)
 
 
 def _check_factors(adapter: Checkpoint, factor: tuple[str, str, bool, float], target: TensorInfo, name: str) -> None:
@@ -158,7 +194,7 @@ def _check_factors(adapter: Checkpoint, factor: tuple[str, str, bool, float], ta
     if b_name not in adapter.tensors:
         raise CheckpointError(f"Model '{name}': adapter has '{a_name}' but not '{b_name}'.")
     a, b = adapter.tensors[a_name].shape, adapter.tensors[b_name].shape
-    change = (b[0], a[1])
+    change = (b[0], a[1]) if len(b) == 2 else ()
     if (change[::-1] if turned else change) != target.shape or a[0] != b[1]:
         raise CheckpointError(
             f"Model '{name}': the adapter's factors {b} and {a} do not give '{target.name}' of shape {target.shape}."

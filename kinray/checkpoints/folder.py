@@ -14,9 +14,13 @@ from kinray.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
 GGUF = "GGUF is a format to run models from, mostly quantised. Merge the model that it was made from, then convert the result."
+_READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")
+"""Endings of the files of a model folder that anything reads or copies."""
+_MAX_JSON = 1 << 28
+"""Bytes; the largest tokenizers have 35 MB."""
 _FILES = threading.local()
 
 
@@ -119,6 +123,7 @@ def open_checkpoint(folder: Path, name: str) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"Model '{name}': there is no folder {folder}.")
+    check_links(folder, name)
     config = _read_config(folder, name)
     tensors: dict[str, TensorInfo] = {}
     for file in _weight_files(folder, name):
@@ -136,6 +141,8 @@ def open_checkpoint(folder: Path, name: str) -> Checkpoint:
 def read_json(file: Path, name: str) -> dict[str, Any]:
     """Read a JSON mapping of a model folder, or raise CheckpointError."""
     try:
+        if file.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"Model '{name}': {file} has {file.stat().st_size} bytes, more than the {_MAX_JSON} allowed.")
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"Model '{name}': cannot read {file}: {error.strerror}.") from error
@@ -158,7 +165,8 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         )
         raise CheckpointError(f"Model '{name}': {folder} has no config.json. {remedy}")
     config = read_json(folder / "config.json", name)
-    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
         raise CheckpointError(f"Model '{name}': {folder / 'config.json'} names no architecture.")
     if "quantization_config" in config:
         raise CheckpointError(
@@ -181,15 +189,15 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         raise CheckpointError(f"Model '{name}': {folder} has {len(files)} safetensors files ({listed}) and no index.")
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"Model '{name}': {folder} is an adapter. Name it under 'adapter'.")
-    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES):
         raise CheckpointError(
             f"Model '{name}': {folder} has only {pickles[0]}, a pickle, which can run code when it is read. "
-            f"Convert it where you trust it: {_CONVERT}"
+            f"Convert it where you trust it: {CONVERT}"
         )
     if packed := sorted(file.name for file in folder.iterdir() if file.suffix == ".gguf"):
         raise CheckpointError(f"Model '{name}': {folder} has only {packed[0]}. {GGUF}")
     raise CheckpointError(
-        f"Model '{name}': {folder} has no .safetensors file. If there are only pickles (.bin) of it, convert them: {_CONVERT}"
+        f"Model '{name}': {folder} has no .safetensors file. If there are only pickles (.bin) of it, convert them: {CONVERT}"
     )
 
 
@@ -198,11 +206,23 @@ def _indexed_files(folder: Path, index: Path, name: str) -> list[Path]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"Model '{name}': {index} has no weight_map from tensors to files.")
     files = {file: _inside(folder, file, name) for file in dict.fromkeys(weight_map.values())}
+    if pickles := [file for file in files if not file.endswith(".safetensors")]:
+        raise CheckpointError(
+            f"Model '{name}': {index} names '{pickles[0]}', but only safetensors is read. If it is a pickle, convert the model "
+            f"where you trust it: {CONVERT}"
+        )
     held = {file: {info.name for info in read_header(path)} for file, path in files.items()}
     for tensor, file in weight_map.items():
         if tensor not in held[file]:
             raise CheckpointError(f"Model '{name}': {index.name} says that {file} holds '{tensor}', but it does not.")
     return list(files.values())
+
+
+def check_links(folder: Path, name: str) -> None:
+    """Raise CheckpointError for a link that leads out of a folder, to what would be read or copied as a part of the model."""
+    for path in folder.iterdir():
+        if path.is_symlink() and path.suffix in _READ and isfile(path):
+            _inside(folder, path.name, name)
 
 
 def _inside(folder: Path, file: str, name: str) -> Path:

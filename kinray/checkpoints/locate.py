@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from kinray.checkpoints.folder import GGUF
+from kinray.checkpoints.folder import CONVERT, GGUF, PICKLES
 from kinray.errors import CheckpointError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
 _NOT = ["consolidated*", "*/*"]
 """Second copies of the weights, in other formats."""
@@ -27,6 +27,11 @@ def locate(model: str, name: str, revision: str | None = None) -> Path:
         return folder.resolve()
     if folder.suffix == ".gguf":
         raise CheckpointError(f"Model '{name}': {model} cannot be merged. {GGUF}")
+    if folder.suffix in PICKLES:
+        raise CheckpointError(
+            f"Model '{name}': {model} is a pickle, which can run code when it is read. Convert the model that it belongs to "
+            f"where you trust it: {CONVERT}"
+        )
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"Model '{name}': there is no folder {model}. Check the path, or name a hub id (owner/model).")
     return _fetch(model, name, revision)

@@ -195,6 +195,8 @@ def fit(
             own = tied[name] = embedding
         if own not in has:
             raise CheckpointError(f"Model '{model.name}' has no tensor '{name}', which the base '{base.name}' has.")
+        if not has[own].floating:
+            raise CheckpointError(f"Tensor '{own}' of '{model.name}' is {has[own].dtype}, which holds no weights.")
         got, expected = has[own].shape, wanted[name].shape
         if got == expected:
             continue

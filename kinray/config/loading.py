@@ -1,5 +1,6 @@
 """Read a configuration from YAML and ``--set`` into a validated ``Config``, with errors that a person can act on."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,29 @@ from kinray.config.schema import Config, FounderSpec, TaskSpec
 from kinray.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1 << 20
+MAX_NODES = 50_000
+"""Values in a document, as reading more takes seconds."""
+MAX_DIGITS = 400
+"""Signs in a number; the largest float has 309 digits."""
 _BARE = {"founders": "model", "tasks": "name"}
 """What a bare string in a list of the configuration is the value of."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no tags of Python objects, no key twice in a mapping, no aliases (they can grow without bound)."""
+    """Plain YAML: no tags, no key twice in a mapping, no aliases (they can grow without bound), finite numbers only."""
+
+    _nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        self._nodes += 1
         if self.check_event(yaml.AliasEvent):
-            mark = self.get_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.composer.ComposerError(None, None, f"tags ({tag}) are not supported", event.start_mark)
+        if self._nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES} values", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -39,6 +52,21 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: Any) -> Any:
+        if ":" in node.value:  # YAML 1.1 counts 1:30 in sixties
+            return node.value
+        whole = node.tag.endswith("int")
+        try:
+            if len(node.value) > MAX_DIGITS:
+                raise ValueError
+            number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+            finite = math.isfinite(number)
+        except (ValueError, OverflowError):
+            finite = False
+        if not finite:
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value:.80} is no finite number", node.start_mark)
+        return number
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads back as it was."""
@@ -48,6 +76,9 @@ class _Dumper(yaml.SafeDumper):
 _FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+for _kind in ("int", "float"):
+    yaml.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number, Loader=_Loader)
+yaml.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str, Loader=_Loader)
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -89,9 +120,11 @@ def read_text(path: Path, what: str) -> str:
         ConfigError: when it cannot be read, is too large, or is no text.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes. A {what} has at most {MAX_BYTES}.")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{path} is too large: a {what} has at most {MAX_BYTES} bytes.")
+        return data.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -132,7 +165,7 @@ def parse_config(data: Mapping[str, Any], where: str = "configuration") -> Confi
         return _expand(Config.model_validate(data))
     except ValidationError as error:
         lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "\n  ".join(dict.fromkeys(lines))) from error
+        raise ConfigError(f"{where}: {' '.join(dict.fromkeys(lines))}") from error
 
 
 def _override(data: dict[str, Any], text: str) -> None:

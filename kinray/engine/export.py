@@ -17,6 +17,7 @@ from kinray.checkpoints.header import DTYPE_BYTES, read_header
 from kinray.checkpoints.identity import count_not_finite
 from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, copy_tokenizer, data_of, needing_room, write_config
 from kinray.core.recipe import Recipe
+from kinray.engine.gram import check_finite
 from kinray.engine.materialise import Materialiser
 from kinray.errors import RunError
 
@@ -39,6 +40,7 @@ class Making:
         dtype: as safetensors writes it, such as ``BF16``.
         shape: sizes.
         make: returns its contents; called in a thread.
+        taken: returns the models' tensors that it is made of by the models' names, to find out which is to blame for a NaN.
         buffers: float32 copies of it that making takes at most, the result apart.
     """
 
@@ -46,6 +48,7 @@ class Making:
     dtype: str
     shape: tuple[int, ...]
     make: Callable[[], torch.Tensor]
+    taken: Callable[[], dict[str, torch.Tensor]]
     buffers: int = 0
 
     @property
@@ -83,14 +86,24 @@ def makings(materialiser: Materialiser, recipe: Recipe, dtype: str) -> list[Maki
     Raises:
         RecipeError: when the recipe cannot be made.
     """
-    plan, tensors = materialiser.plan(recipe), materialiser.models.base.tensors
+    plan, models = materialiser.plan(recipe), materialiser.models
     buffers = plan.buffers
 
     def making(name: str) -> Making:
-        shape = tensors[name].shape
-        return Making(name, CODES[dtype], shape, lambda: materialiser.tensor(plan, name, DTYPES[dtype]), buffers)
+        def taken() -> dict[str, torch.Tensor]:
+            return {source.name: source.load(name) for source in models.sources.values()}
 
-    return [making(name) for name in materialiser.models.names]
+        def make() -> torch.Tensor:
+            try:
+                with np.errstate(all="ignore"):  # what is not finite is found afterwards
+                    return materialiser.tensor(plan, name, DTYPES[dtype])
+            except ArithmeticError:
+                check_finite(name, taken())
+                raise
+
+        return Making(name, CODES[dtype], models.base.tensors[name].shape, make, taken, buffers)
+
+    return [making(name) for name in models.names]
 
 
 def write_model(
@@ -119,6 +132,7 @@ def write_model(
 
     Raises:
         RoomError: when the disk has too little room.
+        CheckpointError: when a tensor of a model holds NaN or infinity.
         RunError: when a tensor is not finite in its dtype.
     """
     writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
@@ -212,6 +226,7 @@ def _check_finite(tensor: Making, data: memoryview) -> None:
     array, step = np.frombuffer(data, np.uint8), 1 << 20
     bad = sum(count_not_finite(array[start : start + step], tensor.dtype) for start in range(0, len(array), step))
     if bad:
+        check_finite(tensor.name, tensor.taken())
         raise RunError(
             f"Tensor '{tensor.name}' of the merge holds NaN or infinity in {bad} of {prod(tensor.shape)} places as "
             f"{tensor.dtype}. Change the parameters of the merge, or choose a dtype with a larger range."

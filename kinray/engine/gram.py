@@ -102,7 +102,8 @@ def gram_pass(
         progress(stretch.nbytes)
     for place, name in enumerate(names):
         if not np.isfinite(statistics.gram_TMM[place]).all():
-            _refuse(name, {source.name: _load(source, name, cut.get(name)) for source in sources})
+            check_finite(name, {source.name: _load(source, name, cut.get(name)) for source in sources})
+            raise CheckpointError(f"Tensor '{name}' holds values so large that the models' differences are not finite.")
     apart_TMM = _distances(statistics, lambda number, name: _load(sources[number], name, cut.get(name)), device)
     return Statistics(
         statistics.models, statistics.tensors, statistics.count_T, statistics.sums_TM, statistics.gram_TMM, apart_TMM
@@ -183,11 +184,11 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _refuse(name: str, tensors: dict[str, torch.Tensor]) -> None:
+def check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError for the first model, by name, whose tensor holds NaN or infinity."""
     for model, tensor in tensors.items():
         if bad := int((~torch.isfinite(tensor)).sum()):
             raise CheckpointError(
                 f"Model '{model}': tensor '{name}' holds NaN or infinity in {bad} of {tensor.numel()} places. "
                 "Use another checkpoint of it."
             )
-    raise CheckpointError(f"Tensor '{name}' holds values so large that the models' differences are not finite.")

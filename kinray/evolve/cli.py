@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kinray.config import Config, load_config
-from kinray.errors import KinrayError, RunError
+from kinray.errors import KinrayError, RunError, printable
 from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         return _evolve(arguments, console)
-    except KinrayError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
+    except (KinrayError, OSError) as error:
+        message = escape(printable(str(error)))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {message}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         console.print("Stopped at once.")

@@ -133,7 +133,7 @@ def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
 
 
 def _continue(run: RunFolder) -> str:
-    return f"What was recorded is kept. Continue with:\n  kinray evolve --resume {run.path}"
+    return f"What was recorded is kept. Continue with: kinray evolve --resume {run.path}"
 
 
 def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:

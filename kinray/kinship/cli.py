@@ -10,7 +10,7 @@ from pathlib import Path
 from kinray.core.kinship import METRICS
 from kinray.errors import ConfigError, KinrayError
 from kinray.files import write_atomically
-from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED, positive
+from kinray.report.command import EXIT_INTERRUPTED, bad_input, note, positive, show
 from kinray.report.wording import plural
 
 PLOTS = (".png", ".svg", ".html")
@@ -55,14 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(arguments)
         return _kinship(arguments)
     except KinrayError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return bad_input(error)
     except BrokenPipeError:  # whoever read the output has seen enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return bad_input(error)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -94,7 +92,7 @@ def _kinship(arguments: argparse.Namespace) -> int:
     family = open_family(arguments.base, arguments.models)
     check_merges(arguments.merge_of, len(family.names))
     for notice in family.notices:
-        print(f"Note: {notice}", file=sys.stderr)
+        note(notice)
     console = Console(stderr=True)
     statistics = statistics_of(
         family,
@@ -125,8 +123,8 @@ def _kinship(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         print(f"{plural(len(kinship.models), 'model')}, {kinship.parameters / 1e6:,.1f} M parameters\n")
-        print(table_text(kinship, metrics))
+        show(table_text(kinship, metrics))
         if arguments.per_layer:
-            print("\n" + layers_text(kinship, metrics))
+            show("\n" + layers_text(kinship, metrics))
     sys.stdout.flush()
     return 0

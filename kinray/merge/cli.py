@@ -11,7 +11,7 @@ from typing import Any
 
 from kinray.checkpoints.writer import SHARD_BYTES
 from kinray.errors import ConfigError, KinrayError
-from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED, positive
+from kinray.report.command import EXIT_INTERRUPTED, bad_input, note, positive, show
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _merge(arguments)
     except (KinrayError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return bad_input(error)
     except KeyboardInterrupt:
         print("Stopped. Nothing was written.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -88,11 +87,11 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     output = plan_merges(documents, Shelf(), device=_device(arguments.device), seed=arguments.seed)
     for notice in output.notices:
-        print(f"Note: {notice}", file=sys.stderr)
+        note(notice)
     if arguments.explain:
         from kinray.merge.explain import explain
 
-        print(explain(output))
+        show(explain(output))
     if target is None:
         return 0
     from rich.console import Console
@@ -115,7 +114,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         )
     checked = ", read back and compared" if arguments.verify else ""
     seconds = perf_counter() - started
-    print(f"Wrote {arguments.output}: {written.nbytes / 1e9:.2f} GB of {dtype}{checked}, in {seconds:.1f} s.")
+    show(f"Wrote {arguments.output}: {written.nbytes / 1e9:.2f} GB of {dtype}{checked}, in {seconds:.1f} s.")
     return 0
 
 

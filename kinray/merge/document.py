@@ -206,7 +206,7 @@ def _document(content: Any, where: str) -> Document:
         return Document.model_validate(content)
     except ValidationError as error:
         lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "\n  ".join(dict.fromkeys(lines))) from error
+        raise ConfigError(f"{where}: {' '.join(dict.fromkeys(lines))}") from error
 
 
 def _explain(problem: dict[str, Any]) -> str:

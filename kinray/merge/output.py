@@ -107,9 +107,13 @@ class Output:
 
 def _copying(name: str, source: WeightSource, dtype: str) -> Making:
     info = source.tensors[name]
+
+    def taken() -> "dict[str, torch.Tensor]":
+        return {source.name: source.load(name)}
+
     if not info.floating:
-        return Making(name, info.dtype, info.shape, lambda: source.load(name))
-    return Making(name, CODES[dtype], info.shape, lambda: source.load(name).to(DTYPES[dtype]))
+        return Making(name, info.dtype, info.shape, lambda: source.load(name), taken)
+    return Making(name, CODES[dtype], info.shape, lambda: source.load(name).to(DTYPES[dtype]), taken)
 
 
 @dataclass

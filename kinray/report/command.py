@@ -1,6 +1,9 @@
-"""What all commands have in common: their exit codes, and the arguments that they read alike."""
+"""What all commands have in common: their exit codes, the arguments that they read alike, and how they say things."""
 
 import argparse
+import sys
+
+from kinray.errors import printable
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -11,3 +14,19 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def bad_input(error: Exception) -> int:
+    """Say what is wrong in one line, and return the exit code for it."""
+    print(f"Error: {printable(str(error))}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def note(text: str) -> None:
+    """Say what a person should know, beside the output."""
+    print(f"Note: {printable(text)}", file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print lines of output; names in them cannot disturb the terminal."""
+    print("\n".join(printable(line) for line in text.split("\n")))

@@ -10,6 +10,7 @@ import numpy as np
 
 from kinray.core.kinship import Metric
 from kinray.core.statistics import Float64
+from kinray.errors import printable
 from kinray.files import replacing, write_atomically
 
 _NUMBERS_UP_TO = 14
@@ -26,7 +27,7 @@ def write_heatmap(path: Path, models: Sequence[str], matrices: Mapping[Metric, F
         matrices: (N, N) float64 for each metric; NaN is drawn grey.
     """
     order = cluster_order(*next(iter(matrices.items())))
-    names = [models[at] for at in order]
+    names = [printable(models[at]) for at in order]
     ordered = {metric: matrix[np.ix_(order, order)] for metric, matrix in matrices.items()}
     if path.suffix.lower() == ".html":
         write_atomically(path, _page(names, ordered).encode())

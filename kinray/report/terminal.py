@@ -23,6 +23,7 @@ from rich.text import Text
 from kinray.core.kinship import Metric, group_kinship, kinship_matrix
 from kinray.core.scores import Difference, Failed, Result, Scored
 from kinray.core.statistics import Statistics
+from kinray.errors import printable
 from kinray.report.leaderboard import Leaderboard
 from kinray.report.tables import Hanging, front_table, kinship_table, leaderboard_table
 from kinray.report.wording import (
@@ -81,9 +82,9 @@ class Terminal:
         """
         self.rest()
         self.console.print(title)
-        self._print(Hanging([(Text(name, "bold"), Text(text)) for name, text in facts]))
+        self._print(Hanging([(Text(name, "bold"), Text(printable(text))) for name, text in facts]))
         if notices:
-            self._print(Hanging([(Text("note", "yellow"), Text(notice)) for notice in notices]))
+            self._print(Hanging([(Text("note", "yellow"), Text(printable(notice))) for notice in notices]))
 
     def progress(self, what: str) -> Callable[[str, float], None]:
         """Give a function that shows a long piece of work: what it does now, and how much of it (0..1) is done."""
@@ -181,7 +182,11 @@ class Terminal:
         self._print(Text("Leaderboard", "bold"))
         self._print(leaderboard_table(board))
         if failed := failures(board):
-            self._print(Hanging([(Text(entry.name), Text.assemble(("failed", "red"), f" {error}")) for entry, error in failed]))
+            self._print(
+                Hanging(
+                    [(Text(entry.name), Text.assemble(("failed", "red"), f" {printable(error)}")) for entry, error in failed]
+                )
+            )
         for line in conclusions(board):
             self._print(Text(line))
         if board.front:
@@ -192,7 +197,7 @@ class Terminal:
         """Print a titled list of names and what there is to say of each."""
         self.rest()
         self._print(Text(f"\n{title}", "bold"))
-        self._print(Hanging([(Text(name), Text(text)) for name, text in facts]))
+        self._print(Hanging([(Text(name), Text(printable(text))) for name, text in facts]))
 
     def line(self, text: str) -> None:
         """Print a line that may be copied, such as a command or a path: it is never folded."""
@@ -205,7 +210,7 @@ class Terminal:
         """Write the first line of a child's entry."""
         records = ("  from records", "dim") if remembered else ""
         if isinstance(result, Failed):
-            return Text.assemble(("failed", "red"), f" {result.error}", records)
+            return Text.assemble(("failed", "red"), f" {printable(result.error)}", records)
         gained = f"gain {plus_minus(gain.mean, gain.stderr, '+')}" if gain is not None else ""
         best = ("  best so far", "green") if self._best() == child else ""
         seconds = f"{sum(result.seconds.values()):7.1f} s"

@@ -165,7 +165,7 @@ def adapter(folder: Path, alpha: float, factor: float) -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": alpha}))
     prefix = "base_model.model.mlp"
-    factors = {f"{prefix}.lora_A.weight": torch.full((2, 6), factor), f"{prefix}.lora_B.weight": torch.ones(5, 2)}
+    factors = {f"{prefix}.lora_A.weight": torch.full((2, 6), float(factor)), f"{prefix}.lora_B.weight": torch.ones(5, 2)}
     save_file(factors, folder / "adapter_model.safetensors")
     return folder
 

@@ -47,8 +47,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str, number
         ("base: a\nbase: b", "search.yaml, line 2, column 1: key 'base' is there twice"),
         ("search:\n  k: 3\n  k: 4", "line 3, column 3: key 'k' is there twice"),
         ("a: &x [1]\nb: *x", r"line 2, column 4: aliases \(\*name\) are not supported"),
-        ("base: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        ("base: !secret x", "could not determine a constructor for the tag '!secret'"),
+        ("base: !!python/object/apply:os.system [ls]", r"line 1, column 7: tags \(!!python.object.apply:os.system\) are not"),
+        ("base: !secret x", r"tags \(!secret\) are not supported"),
         ("<<: {base: a}", "could not determine a constructor"),
         ("1: a", "line 1, column 1: key 1 is not a word"),
         ("true: a", "key True is not a word"),
@@ -57,15 +57,14 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str, number
         ("base: [a", "line 1, column 9: expected ',' or ']'"),
         ("base: a\n---\nbase: b", "line 2, column 1: but found another document"),
         ("base: \x07", "is not readable as YAML"),
-        ("base: 2020-13-45", "is not readable as YAML"),
         ("[" * 3000, "is not readable as YAML"),
         ("- a", "must hold a mapping of settings, not list"),
         ("", "must hold a mapping of settings, not NoneType"),
-        (TEXT + "seed: .nan", "'seed' is nan: input should be a finite number"),
-        (TEXT + "merge: {methods: {slerp: {t: .inf}}}", "'merge.methods.slerp.t' is inf: a number must be finite"),
-        (TEXT + "seed: " + "9" * 5000, "is not readable as YAML"),
+        (TEXT + "seed: .nan", "line 8, column 7: .nan is no finite number"),
+        (TEXT + "merge: {methods: {slerp: {t: .inf}}}", "line 8, column 30: .inf is no finite number"),
+        (TEXT + "seed: " + "9" * 5000, "line 8, column 7: 9{80} is no finite number"),
         (b"base: \xff", r"search.yaml is not text in UTF-8 \(byte 6\)"),
-        (b"#" * ((1 << 20) + 1), "has 1048577 bytes. A configuration has at most 1048576"),
+        (b"#" * ((1 << 20) + 1), "is too large: a configuration has at most 1048576 bytes"),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -165,6 +164,11 @@ def test_an_override_reaches_into_an_entry_that_is_a_bare_string(tmp_path: Path)
     assert (config.founders[0].model, config.founders[0].revision) == ("models/math", "main")
 
 
-@pytest.mark.parametrize("word", ["12e4567", "1e5", "null", "yes", "007", "a: b", "# no comment"])
+@pytest.mark.parametrize("text", ["2020-13-45", "1:30", "1:1:1.5"])
+def test_dates_and_sixties_are_words(text: str) -> None:
+    assert read_yaml(f"a: {text}", "here") == {"a": text}
+
+
+@pytest.mark.parametrize("word", ["12e4567", "1:30", "2020-01-01", "1e5", "null", "yes", "007", "a: b", "# no comment"])
 def test_words_that_look_like_something_else_are_written_so_that_they_are_read_back(word: str) -> None:
     assert read_yaml(write_yaml({"base_revision": word}), "here") == {"base_revision": word}

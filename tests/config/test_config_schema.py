@@ -199,8 +199,8 @@ def test_mistake_in_a_hyperparameter_gets_a_sentence(spec: Any, message: str) ->
         parse(merge={"methods": {"slerp": {"t": spec}}})
 
 
-def test_every_problem_has_a_line() -> None:
-    with pytest.raises(ConfigError, match=r"search.k(?s:.*)\n  .*seed(?s:.*)\n  .*unknown key 'x'"):
+def test_every_problem_has_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"'search.k' is 0: .*\. 'seed' is -1: .*\. unknown key 'x'"):
         parse(search={"k": 0}, seed=-1, x=1)
 
 

@@ -64,14 +64,14 @@ def test_sources_of_different_lengths_are_refused(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_a_merge_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'a'[^\n]*\n  unknown key 'b'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'a'.* unknown key 'b'"):
         read(tmp_path, LINEAR + "a: 1\nb: 2")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("merge_method: !!python/name:os.system x", "could not determine a constructor"),
+        ("merge_method: !!python/name:os.system x", r"tags \(!!python/name:os.system\) are not supported"),
         ("a: &x 1\nb: *x", r"line 2, column 4: aliases \(\*name\) are not supported"),
         ("merge_method: linear\nmerge_method: ties", "line 2, column 1: key 'merge_method' is there twice"),
         ("models: [{model: a, model: b}]", "key 'model' is there twice"),
@@ -94,7 +94,7 @@ def test_file_that_is_no_text_or_too_large_is_refused(tmp_path: Path, content: b
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content)
 
-    with pytest.raises(ConfigError, match=r"is not text in UTF-8|A recipe has at most"):
+    with pytest.raises(ConfigError, match=r"is not text in UTF-8|a recipe has at most"):
         read_recipe(file)
 
 

@@ -178,15 +178,12 @@ def test_parents_of_the_folder_that_were_made_for_it_are_removed(kitchen: Kitche
     assert kitchen.left() == []
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "bfloat16"), (70000.0, "float16")])
-def test_weights_that_are_not_finite_are_refused(
-    kitchen: Kitchen, value: float, dtype: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_too_large_for_the_dtype_are_refused(kitchen: Kitchen, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = random_tensors(0, shapes())
-    tensors["model.norm.weight"][2] = value
+    tensors["model.norm.weight"][2] = 70000.0
     kitchen.model("a", tensors)
 
-    assert kitchen.run("merge_method: passthrough\nmodels: [{model: a}]", "--dtype", dtype) == 2
+    assert kitchen.run("merge_method: passthrough\nmodels: [{model: a}]", "--dtype", "float16") == 2
 
     errors = capsys.readouterr().err
     assert "Tensor 'model.norm.weight' of the merge holds NaN or infinity in 1 of 6 places as" in errors
