@@ -148,10 +148,9 @@ def _round_to_bfloat16(scorer: Any) -> None:
     """Let the scorer's children have the weights that bfloat16 can hold, whatever its arithmetic."""
     import torch
 
-    make = scorer._materialiser.tensors
-    scorer._materialiser.tensors = lambda recipe, dtype: (
-        (name, tensor.to(dtype)) for name, tensor in make(recipe, torch.bfloat16)
-    )
+    materialiser = scorer.backend._materialiser
+    make = materialiser.tensors
+    materialiser.tensors = lambda recipe, dtype: ((name, tensor.to(dtype)) for name, tensor in make(recipe, torch.bfloat16))
 
 
 def write(parts: Path) -> None:

@@ -86,10 +86,10 @@ class Entry:
 
 
 class WeightWriter:
-    """Writes tensors into one or more safetensors files, in any order and from several threads.
+    """Writes tensors into one or more safetensors files, in any order.
 
     All places are fixed beforehand, so each tensor is written where it belongs as soon as it is made. ``write`` may be called
-    from several threads, once for each tensor; then ``finish``.
+    from several threads and forked processes, once for each tensor; then ``finish``.
 
     Args:
         folder: an existing folder.
@@ -118,7 +118,6 @@ class WeightWriter:
                 dtype, shape = contents[name]
                 self.entries[name] = Entry(dtype, tuple(shape), number, at, sizes[name])
                 at += sizes[name]
-        self._missing = set(contents)
 
     def write(self, name: str, data: memoryview) -> None:
         """Write the bytes of one tensor."""
@@ -127,11 +126,9 @@ class WeightWriter:
         descriptor, done = self._streams[entry.file].fileno(), 0
         while done < entry.nbytes:  # Linux writes at most 2 GiB at a time
             done += os.pwrite(descriptor, data[done : done + _MOST_AT_ONCE], entry.begin + done)
-        self._missing.remove(name)
 
     def finish(self) -> None:
         """Bring everything to the disk and write the index."""
-        assert not self._missing, f"tensors not written: {sorted(self._missing)[:3]}"
         for stream in self._streams:
             os.fsync(stream.fileno())
         self.close()

@@ -3,14 +3,16 @@
 Each element's number is an integer hash of where it stands, so nothing is drawn in sequence and nothing needs a seed that
 travels. The hash is Wellons' triple32 (github.com/skeeto/hash-prospector), a bijection of 32 bits with next to no bias, on the
 element's index; 64 bits of a SHA-256 of child, tensor and parent enter it, half before the first round and half after it, so
-that two masks are not one sequence at different places. Its arithmetic is int32, which wraps alike on CPU and GPU.
+that two masks are not one sequence at different places. Its arithmetic wraps at 32 bits, alike everywhere: numpy's unsigned
+integers do it fastest on a CPU, and torch's signed ones on a GPU.
 """
 
 import hashlib
 import threading
-from functools import cache
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from kinray.core.recipe import canonical_json
@@ -19,27 +21,33 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shift and multiplier of each round."""
 
 _LAST_SHIFT = 14
-_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Elements hashed at a time: on a CPU the integers stay in the cache, a GPU wants few and large calls."""
+_WORD = (1 << 32) - 1
+
+_PIECE = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Elements that are hashed at a time: on a CPU all that is needed stays in the cache, a GPU wants few and large calls."""
 
 _HELD = threading.local()
-_PAGE = 1 << 32
-"""Elements that 32 bits number; a larger tensor has a key for each page."""
 
-
-RESOLUTION = 2.0**-24
-"""The random numbers are multiples of this; smaller probabilities are none."""
+RESOLUTION = 2.0**-32
+"""Chances are counted in this; smaller ones are none."""
 
 
 class MaskSource(Protocol):
     """Where a merge method takes its random numbers from; the seam that keeps methods pure."""
 
-    def uniform(self, parent: int, start: int, out: torch.Tensor) -> torch.Tensor:
-        """Fill ``out``, (n,) float32, with the numbers in [0, 1) of one parent's elements, from ``start`` on in flat order."""
+    def drop(self, row: torch.Tensor, chance: float | torch.Tensor, parent: int, start: int) -> None:
+        """Zero elements at random, in place.
+
+        Args:
+            row: (n,) float32, of one parent.
+            chance: probability of being kept, from 0 to 1: one, or (n,) float32.
+            parent: its number.
+            start: where the row begins in the tensor, in flat order.
+        """
 
 
 class HashedMasks:
-    """The numbers of one tensor of one child.
+    """The random numbers of one tensor of one child.
 
     Args:
         digest: the child's recipe digest, or what its recipe says instead (``Merge.seed``).
@@ -49,18 +57,17 @@ class HashedMasks:
     def __init__(self, digest: str, tensor: str) -> None:
         self._place = (digest, tensor)
 
-    def uniform(self, parent: int, start: int, out: torch.Tensor) -> torch.Tensor:
-        """Fill ``out`` with numbers of 24 random bits each."""
-        page, at = divmod(start, _PAGE)
-        here = min(out.numel(), _PAGE - at)
-        if here < out.numel():
-            self.uniform(parent, start + here, out[here:])
-        keys = _keys([*self._place, parent, page])
-        chunk = _CHUNK.get(out.device.type, _CHUNK["cuda"])
-        for first in range(0, here, chunk):
-            part = out[first : min(first + chunk, here)]
-            part.copy_(_hash(at + first, part.numel(), keys, out.device)).mul_(RESOLUTION)
-        return out
+    def drop(self, row: torch.Tensor, chance: float | torch.Tensor, parent: int, start: int) -> None:
+        """Keep an element where its hash, as a number in [0, 1), is below its chance."""
+        drop = _drop_by_numpy if row.device.type == "cpu" else _drop_by_torch
+        step = _PIECE.get(row.device.type, _PIECE["cuda"])
+        done = 0
+        while done < row.numel():
+            page, index = divmod(start + done, 1 << 32)  # 32 bits number the elements of a page
+            end = min(done + step, row.numel(), done + (1 << 32) - index)
+            part = chance[done:end] if isinstance(chance, torch.Tensor) else chance
+            drop(row[done:end], part, index, _keys([*self._place, parent, page]))
+            done = end
 
 
 def _keys(place: list[str | int]) -> tuple[int, int]:
@@ -69,36 +76,68 @@ def _keys(place: list[str | int]) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Return (count,) int32, 24 random bits for each index from ``start`` on."""
-    x, shifted = (buffer[:count] for buffer in _buffers(device))
-    torch.add(_counter(device)[:count], _signed(start + keys[0]), out=x)
+def _hash(x: Any, shifted: Callable[[int], Any], word: Callable[[int], int], keys: tuple[int, int]) -> None:
+    """Turn 32-bit indices into their hashes, in place.
 
-    def shift(bits: int) -> torch.Tensor:
-        torch.bitwise_right_shift(x, bits, out=shifted)
-        return shifted.bitwise_and_((1 << (32 - bits)) - 1)  # without the sign
-
+    Args:
+        x: integers, an array or a tensor.
+        shifted: gives them shifted to the right, without their sign.
+        word: makes a factor or a term of a number of 32 bits.
+        keys: that enter.
+    """
+    x += word(keys[0])
     for number, (bits, factor) in enumerate(_ROUNDS):
-        x.bitwise_xor_(shift(bits)).mul_(_signed(factor))
+        x ^= shifted(bits)
+        x *= word(factor)
         if number == 0:
-            x.add_(_signed(keys[1]))
-    x.bitwise_xor_(shift(_LAST_SHIFT))
-    return shift(8)
+            x += word(keys[1])
+    x ^= shifted(_LAST_SHIFT)
 
 
-def _buffers(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two rows of integers that this thread may write into."""
-    held: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = _HELD.__dict__.setdefault("rows", {})
-    if device not in held:
-        held[device] = (torch.empty_like(_counter(device)), torch.empty_like(_counter(device)))
-    return held[device]
+def _drop_by_numpy(row: torch.Tensor, chance: float | torch.Tensor, index: int, keys: tuple[int, int]) -> None:
+    counter, x, held, floats, keep = (buffer[: row.numel()] for buffer in _buffers())
+    np.add(counter, np.uint32(index), out=x)
+    _hash(x, lambda bits: np.right_shift(x, bits, out=held), int, keys)
+    if isinstance(chance, torch.Tensor):
+        np.copyto(floats, x)
+        np.multiply(floats, np.float32(RESOLUTION), out=floats)
+        np.less(floats, chance.numpy(), out=keep)
+    else:
+        np.less(x, np.uint32(_limit(chance)), out=keep)
+    array = row.numpy()
+    np.multiply(array, keep, out=array)
 
 
-@cache
-def _counter(device: torch.device) -> torch.Tensor:
-    return torch.arange(_CHUNK.get(device.type, _CHUNK["cuda"]), dtype=torch.int32, device=device)
+def _drop_by_torch(row: torch.Tensor, chance: float | torch.Tensor, index: int, keys: tuple[int, int]) -> None:
+    x = torch.arange(row.numel(), dtype=torch.int32, device=row.device)
+    x += _signed(index)
+
+    def shifted(bits: int) -> torch.Tensor:
+        return (x >> bits).bitwise_and_(_WORD >> bits)
+
+    _hash(x, shifted, _signed, keys)
+    numbers = x.long().bitwise_and_(_WORD)
+    if isinstance(chance, torch.Tensor):
+        row *= numbers.float().mul_(RESOLUTION) < chance
+    else:
+        row *= numbers < _limit(chance)
+
+
+def _limit(chance: float) -> int:
+    """Return how many of the hashes are below a probability; one less at most, so that 32 bits hold it."""
+    return min(round(chance / RESOLUTION), _WORD)
+
+
+def _buffers() -> tuple[Any, ...]:
+    """Return rows that this thread may write into: the first holds 0, 1, 2 …, and stays so."""
+    if not hasattr(_HELD, "buffers"):
+        size = _PIECE["cpu"]
+        counter = np.arange(size, dtype=np.uint32)
+        _HELD.buffers = (counter, *(np.empty(size, dtype) for dtype in (np.uint32, np.uint32, np.float32, np.bool_)))
+    buffers: tuple[Any, ...] = _HELD.buffers
+    return buffers
 
 
 def _signed(value: int) -> int:
     """Return the int32 with the same lowest 32 bits."""
-    return ((value + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+    return ((value + (1 << 31)) & _WORD) - (1 << 31)

@@ -1,65 +1,30 @@
-"""Write a model while it is made: threads take tensors, read, merge and write each, so that all three overlap."""
+"""Write a model while it is made: workers take tensors, read, merge and write each, so that all three overlap."""
 
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from kinray.checkpoints.folder import read_json
-from kinray.checkpoints.header import DTYPE_BYTES, read_header
+from kinray.checkpoints.header import read_header
 from kinray.checkpoints.identity import count_not_finite
 from kinray.checkpoints.writer import CODES, SHARD_BYTES, WeightWriter, copy_tokenizer, data_of, needing_room, write_config
 from kinray.core.recipe import Recipe
 from kinray.engine.gram import check_finite
 from kinray.engine.materialise import Materialiser
+from kinray.engine.workers import Making, memory_for, work_on
 from kinray.errors import RunError
 
 Progress = Callable[[int], None]
 """Called with the number of bytes written since the last call."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-T = TypeVar("T")
-
-_FLOAT32 = 4
-
-
-@dataclass(frozen=True)
-class Making:
-    """One tensor of the output and how it is made.
-
-    Args:
-        name: in the output.
-        dtype: as safetensors writes it, such as ``BF16``.
-        shape: sizes.
-        make: returns its contents; called in a thread.
-        taken: returns the models' tensors that it is made of by the models' names, to find out which is to blame for a NaN.
-        buffers: float32 copies of it that making takes at most, the result apart.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    make: Callable[[], torch.Tensor]
-    taken: Callable[[], dict[str, torch.Tensor]]
-    buffers: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-    @property
-    def memory(self) -> int:
-        """Bytes that it takes while it is made."""
-        return prod(self.shape) * _FLOAT32 * self.buffers + self.nbytes
 
 
 @dataclass(frozen=True)
@@ -113,6 +78,7 @@ def write_model(
     parents: int = 0,
     shard_bytes: int = SHARD_BYTES,
     threads: int | None = None,
+    processes: bool = False,
     checksums: bool = False,
     progress: Progress = lambda _: None,
 ) -> Written:
@@ -127,6 +93,7 @@ def write_model(
         parents: models that are merged.
         shard_bytes: largest file.
         threads: that work, each alone; by default as many as torch is set to.
+        processes: whether they are forked processes instead (``work_on``).
         checksums: whether to compute them.
         progress: told of the bytes written.
 
@@ -138,21 +105,24 @@ def write_model(
     writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
     sums: dict[str, int] = {}
 
-    def work(tensor: Making) -> int:
+    def work(tensor: Making) -> tuple[str, int]:
         data = data_of(tensor.make())
         _check_finite(tensor, data)
         writer.write(tensor.name, data)
-        if checksums:
-            sums[tensor.name] = zlib.crc32(data)
-        return data.nbytes
+        return tensor.name, zlib.crc32(data) if checksums else 0
+
+    def done(result: tuple[str, int]) -> None:
+        name, sums[name] = result
+        progress(writer.entries[name].nbytes)
 
     try:
         with needing_room(folder.parent, writer.nbytes):
-            in_threads(tensors, work, memory_for(tensors, parents), threads, progress)
+            work_on(tensors, work, memory_for(tensors, parents), threads, done, processes=processes)
+            assert len(sums) == len(writer.entries), "tensors not written"
             writer.finish()
     finally:
         writer.close()
-    return Written(writer.nbytes, sums)
+    return Written(writer.nbytes, sums if checksums else {})
 
 
 def write_recipe(
@@ -175,51 +145,6 @@ def write_recipe(
     copy_tokenizer(specs[0].folder, folder)
     write_config(specs[0].folder, read_json(specs[0].folder / "config.json", "base"), dtype, folder)
     return written
-
-
-def memory_for(tensors: Sequence[Making], parents: int) -> int:
-    """Return the bytes that work on several tensors may take: (parents + 3) times the largest one in float32."""
-    return (parents + 3) * _FLOAT32 * max((prod(tensor.shape) for tensor in tensors), default=0)
-
-
-def in_threads(
-    tensors: Sequence[Making],
-    work: Callable[[Making], T],
-    memory: int,
-    threads: int | None = None,
-    done: Callable[[T], None] = lambda _: None,
-) -> None:
-    """Work on tensors in threads that each compute alone, the largest first.
-
-    Args:
-        tensors: what to work on.
-        work: called in a thread; what it raises is raised here.
-        memory: bytes that those at work may take together, unless a single one needs more.
-        threads: how many; by default as many as torch is set to.
-        done: told of each result, in the order in which they come.
-    """
-    before = torch.get_num_threads()
-    most = threads or before
-    waiting = sorted(tensors, key=lambda tensor: -prod(tensor.shape))
-    busy: dict[Future[T], Making] = {}
-    pool = ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        while waiting or busy:
-            free = memory - sum(tensor.memory for tensor in busy.values())
-            fitting = next((tensor for tensor in waiting if tensor.memory <= free or not busy), None)
-            if fitting is not None and len(busy) < most:
-                waiting.remove(fitting)
-                busy[pool.submit(work, fitting)] = fitting
-                continue
-            finished, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in finished:
-                del busy[future]
-                done(future.result())
-    except torch.OutOfMemoryError as error:
-        raise RunError("The GPU's memory is full. Work on fewer tensors at once (--threads 1), or on the CPU.") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
 
 
 def _check_finite(tensor: Making, data: memoryview) -> None:

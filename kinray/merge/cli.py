@@ -4,6 +4,7 @@ import argparse
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights (default: the recipe's, else the base's)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute (default: a GPU if there is one)")
     add("--shard-size", type=_size, default=SHARD_BYTES, metavar="SIZE", help="largest weight file (default: 5GB)")
-    add("--threads", type=positive, metavar="N", help="tensors that are merged at once (default: one for each core)")
+    add(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="tensors that are merged at once, each by a worker of its own (default: one for each core)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="another draw of random masks (default: 0, the recipe's)")
     add("--overwrite", action="store_true", help="replace OUT if it exists, once the new one is whole")
     add("--verify", action="store_true", help="read the written weights back from the disk and compare every tensor")
@@ -85,7 +91,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     from kinray.merge.open import Shelf
     from kinray.merge.plan import plan_merges
 
-    output = plan_merges(documents, Shelf(), device=_device(arguments.device), seed=arguments.seed)
+    device = _device(arguments.device)
+    output = plan_merges(documents, Shelf(), device=device, seed=arguments.seed)
     for notice in output.notices:
         note(notice)
     if arguments.explain:
@@ -109,6 +116,7 @@ def _merge(arguments: argparse.Namespace) -> int:
             dtype=dtype,
             shard_bytes=arguments.shard_size,
             threads=arguments.threads,
+            processes=device == "cpu" and sys.platform == "linux" and threading.active_count() == 1,
             check=arguments.verify,
             progress=progress,
         )

@@ -13,8 +13,9 @@ from kinray.checkpoints.models import Models
 from kinray.checkpoints.vocabulary import Vocabulary
 from kinray.checkpoints.writer import CODES
 from kinray.core.recipe import Merge, Recipe, topological
-from kinray.engine.export import DTYPES, Making, makings
+from kinray.engine.export import DTYPES, makings
 from kinray.engine.materialise import Materialiser
+from kinray.engine.workers import Making
 
 if TYPE_CHECKING:
     import torch

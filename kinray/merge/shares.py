@@ -12,9 +12,10 @@ import torch
 from kinray.core.methods import Params, method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64
-from kinray.engine.export import Making, in_threads, makings, memory_for
+from kinray.engine.export import makings
 from kinray.engine.gram import tensor_statistics
 from kinray.engine.materialise import Plan
+from kinray.engine.workers import Making, memory_for, work_on
 from kinray.merge.output import Section
 
 
@@ -59,7 +60,7 @@ def measure(section: Section) -> dict[str, dict[str, Measured]]:
         for digest, name, measured in results:
             found[digest][name] = measured
 
-    in_threads(making, work, memory_for(making, len(section.models.specs)), done=done)
+    work_on(making, work, memory_for(making, len(section.models.specs)), done=done)
     return found
 
 

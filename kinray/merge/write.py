@@ -22,6 +22,7 @@ def write_output(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     threads: int | None = None,
+    processes: bool = False,
     check: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Written:
@@ -34,6 +35,7 @@ def write_output(
         dtype: of the weights, instead of the recipe's.
         shard_bytes: largest file.
         threads: that work at once.
+        processes: whether they are forked processes instead (``kinray.engine.workers``).
         check: whether to read all weights back and compare them.
         progress: told of the bytes written.
 
@@ -49,6 +51,7 @@ def write_output(
             parents=output.parents,
             shard_bytes=shard_bytes,
             threads=threads,
+            processes=processes,
             checksums=check,
             progress=progress,
         )

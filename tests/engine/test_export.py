@@ -1,7 +1,6 @@
 """Tensors made by several threads and written where they belong: the same bits, bounded memory, errors as they are."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kinray.engine.export import Making, Written, in_threads, makings, memory_for, verify, write_model
+from kinray.engine.export import Written, makings, verify, write_model
 from kinray.engine.materialise import Materialiser
+from kinray.engine.workers import Making
 from kinray.errors import RunError
 from tests.helpers import family, merge, random_tensors
 
@@ -61,52 +61,6 @@ def test_any_number_of_threads_writes_the_same_bytes(tmp_path: Path) -> None:
         files.append((folder / "model.safetensors").read_bytes())
 
     assert files[0] == files[1]
-
-
-@pytest.mark.parametrize(("buffers", "together"), [(0, 4), (1, 2), (3, 1), (9, 1)])
-def test_as_much_is_in_flight_as_the_memory_allows_and_no_more(buffers: int, together: int) -> None:
-    lock, all_there = threading.Lock(), threading.Barrier(together)
-    now, most = 0, 0
-
-    def work(_: Making) -> None:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        all_there.wait(timeout=30)
-        time.sleep(0.01)  # so that one too many would be seen
-        with lock:
-            now -= 1
-
-    tensors = [making(str(number), (8,), torch.zeros, buffers) for number in range(8)]
-
-    in_threads(tensors, work, memory=4 * 32, threads=6)
-
-    assert most == together  # each takes 32 bytes for its result and 32 for each buffer
-
-
-def test_small_ones_are_made_beside_a_large_one() -> None:
-    small_done, beside = threading.Event(), set[str]()
-
-    def work(one: Making) -> None:
-        if one.name == "large":
-            assert small_done.wait(timeout=30)
-        elif not small_done.is_set():
-            beside.add(one.name)
-            small_done.set()
-
-    tensors = [making("large", (90,), torch.zeros), making("large too", (80,), torch.zeros), making("small", (5,), torch.zeros)]
-
-    in_threads(tensors, work, memory=4 * 100, threads=3)
-
-    assert beside == {"small"}
-
-
-def test_memory_is_counted_in_copies_of_the_largest_tensor() -> None:
-    tensors = [making("a", (10, 10), torch.zeros), making("b", (3,), torch.zeros)]
-
-    assert memory_for(tensors, parents=2) == 5 * 400
-    assert memory_for([], parents=2) == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt("stop"), RunError("why")])

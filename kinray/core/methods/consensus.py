@@ -1,6 +1,6 @@
 """How deltas are added in a block: all of them, or those that agree on a sign. Rows are written into.
 
-Signs are numbers, 1 or −1, since arithmetic on floats runs at the speed of the cache and masks of truth values do not.
+Signs are bits that are flipped in place, since arithmetic runs at the speed of the cache and masks of truth values do not.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 _SMALLEST_SHARE = 1e-8
+_SIGN = -(1 << 31)
 
 
 def add_all(rows: Sequence[torch.Tensor], weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
@@ -30,25 +31,30 @@ def elect_and_add(rows: Sequence[torch.Tensor], weights: Sequence[float], *, nor
 
 
 def elect(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return for each element 1 where the deltas add up to zero or more, else −1."""
-    total = rows[0] + (rows[1] if len(rows) > 1 else 0.0)
+    """Return for each element the sign bit of the deltas' sum, as int32; a sum of zero is positive."""
+    total = torch.add(rows[0], rows[1] if len(rows) > 1 else 0.0)
     for row in rows[2:]:
         total.add_(row)
-    return torch.copysign(torch.ones((), device=total.device), total, out=total)
+    return total.view(torch.int32).bitwise_and_(_SIGN)
 
 
 def add_agreeing(
     rows: Sequence[torch.Tensor], weights: Sequence[float], signs: torch.Tensor, *, normalize: bool
 ) -> torch.Tensor:
     """Add terms, already multiplied by their weights, where they are not zero and have the elected sign."""
-    total, share = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
-    for row, weight in zip(rows, weights, strict=True):
-        total.add_(row.mul_(signs).relu_())
-        if normalize:
+    for row in rows:
+        row.view(torch.int32).bitwise_xor_(signs)
+        row.relu_()
+    total = rows[0].clone() if normalize else rows[0]
+    for row in rows[1:]:
+        total.add_(row)
+    if normalize:
+        share = torch.zeros_like(total)
+        for row, weight in zip(rows, weights, strict=True):
             share.add_(row.clamp_(max=1.0).ceil_(), alpha=weight)  # 1 where it agrees
-    total.mul_(signs)
-    if not normalize:
-        return total
-    if all(weight >= _SMALLEST_SHARE for weight in weights):  # where no delta agreed this is 0 divided by something
-        return total.div_(share.clamp_(min=_SMALLEST_SHARE))
-    return total.div_(torch.where(share.abs() < _SMALLEST_SHARE, 1.0, share))
+        if all(weight >= _SMALLEST_SHARE for weight in weights):  # where no delta agreed this is 0 divided by something
+            total.div_(share.clamp_(min=_SMALLEST_SHARE))
+        else:
+            total.div_(torch.where(share.abs() < _SMALLEST_SHARE, 1.0, share))
+    total.view(torch.int32).bitwise_xor_(signs)
+    return total

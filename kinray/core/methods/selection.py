@@ -150,8 +150,8 @@ def drop_at_random(operands: Operands, density: float, parent: int, masks: MaskS
         return keep_none
 
     def rule(row: torch.Tensor, at: slice) -> torch.Tensor:
-        row.mul_(_chosen(masks.uniform(parent, at.start, operands.buffer("mask", at)), density))
-        return row.div_(density) if rescale else row
+        masks.drop(row, density, parent, at.start)
+        return row.mul_(1.0 / density) if rescale else row
 
     return rule
 
@@ -177,28 +177,24 @@ def drop_by_rank(operands: Operands, density: float, epsilon: float, parent: int
         by_rank = (density - epsilon) + 2.0 * epsilon * steps
 
     def rule(row: torch.Tensor, at: slice) -> torch.Tensor:
-        chance = operands.buffer("chance", at).view(-1, width)
-        order = _rising_order(row.view(-1, width), operands.buffer("order", at, torch.int64).view(-1, width))
-        chance.scatter_(1, order, by_rank.expand(chance.shape))
-        row.mul_(_chosen(masks.uniform(parent, at.start, operands.buffer("mask", at)), chance.view(-1)))
-        return row.div_(chance.view(-1)) if rescale else row
+        chance = operands.buffer("chance", at)
+        sizes = torch.abs(row, out=chance).view(-1, width)
+        order = _rising_order(sizes, operands.buffer("order", at, torch.int64).view(-1, width))
+        chance.view(-1, width).scatter_(1, order, by_rank.expand(order.shape))
+        masks.drop(row, chance, parent, at.start)
+        return row.div_(chance) if rescale else row
 
     return rule
 
 
-def _chosen(uniform: torch.Tensor, chance: torch.Tensor | float) -> torch.Tensor:
-    """Turn numbers in [0, 1) into 1 where they are below the chance, else 0; in place."""
-    return uniform.neg_().add_(chance).clamp_(0.0, 1.0).ceil_()
-
-
-def _rising_order(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def _rising_order(sizes: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Return the indices (int64) that put each row's magnitudes in rising order, equals by index; ``order`` is written into.
 
     Magnitude (whose bits rise with it) and index are packed into one integer, so that no two are equal and any sort of plain
     numbers will do: numpy's vectorised one takes a fifteenth of the time of an argsort.
     """
-    order.copy_(rows.abs().view(torch.int32)).bitwise_left_shift_(32)
-    order.bitwise_or_(torch.arange(rows.shape[1], dtype=torch.int64, device=rows.device))
+    order.copy_(sizes.view(torch.int32)).bitwise_left_shift_(32)
+    order.bitwise_or_(torch.arange(sizes.shape[1], dtype=torch.int64, device=sizes.device))
     if order.device.type == "cpu":
         order.numpy().sort(axis=1)
     else:
