@@ -4,12 +4,14 @@ A message says what is wrong, where, what was found and what to do. ``KinrayErro
 as one line and exit with code 2. Each class also inherits the built-in exception that a library user would catch.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_LONGEST = 2000
-"""Characters of a message; the middle of a longer one is left out."""
+_LONGEST, _LONGEST_WORD = 2000, 512
+"""Characters of a message, and of a word or path in it."""
+_ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
 
 class KinrayError(Exception):
@@ -17,11 +19,17 @@ class KinrayError(Exception):
 
     def __str__(self) -> str:
         """Return the message."""
-        text = printable(super().__str__())
-        if len(text) <= _LONGEST:
-            return text
-        half = _LONGEST // 2
-        return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Make one printable line of a message; the middle of endless names, and of an endless message, is left out."""
+    text = _ENDLESS.sub(lambda word: _cut(word[0], _LONGEST_WORD // 4), printable(text))
+    return text if len(text) <= _LONGEST else _cut(text, _LONGEST // 2)
+
+
+def _cut(text: str, end: int) -> str:
+    return f"{text[:end]} … ({len(text) - 2 * end} characters left out) … {text[-end:]}"
 
 
 def printable(text: str) -> str:

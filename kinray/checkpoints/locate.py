@@ -1,6 +1,7 @@
 """Find a model: a folder on this machine, or a repository on the Hugging Face hub."""
 
 import re
+from os.path import expanduser, isdir
 from pathlib import Path
 
 from kinray.checkpoints.folder import CONVERT, GGUF, PICKLES
@@ -20,8 +21,8 @@ def locate(model: str, name: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: when there is no such folder, or the hub cannot give it.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = Path(expanduser(model))
+    if isdir(folder):  # pathlib raises for a name that is too long
         if revision is not None:
             raise CheckpointError(f"Model '{name}': {model} is a folder; a revision belongs to a hub id.")
         return folder.resolve()

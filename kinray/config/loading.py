@@ -205,6 +205,8 @@ def _expand(config: Config) -> Config:
         if unset := re.search(r"\$(\w+|\{\w*\})", expanded):
             name = unset[1].strip("{}")
             raise ConfigError(f"{where} is '{value}', but the environment variable {name} is not set. Set it, or use --set.")
+        if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise ConfigError(f"{where} is '{value}', which no path can be: it holds a character that is no text.")
         return expanded
 
     def founder(number: int, spec: FounderSpec) -> FounderSpec:

@@ -9,6 +9,7 @@ from kinray.errors import RecipeError
 
 MAX_CASES = 64
 MAX_KNOTS = 256
+MAX_MODELS = 64
 
 Knots = tuple[float | bool, ...]
 
@@ -92,6 +93,8 @@ def freeze(where: str, value: Any) -> ParamValue:
     if isinstance(value, bool | str):
         return value
     if isinstance(value, Sequence):
+        if len(value) > MAX_MODELS:
+            raise RecipeError(f"{where} holds {len(value)} values. Give it at most {MAX_MODELS}, one for each parent.")
         return tuple(_number(where, entry) for entry in value)
     return _number(where, value)
 

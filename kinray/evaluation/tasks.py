@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,7 +158,7 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
         TaskError: for an unknown task or metric, a metric that needs a scale, data that cannot be read, or too few items.
     """
     for path in paths:
-        if not Path(path).is_dir():
+        if not isdir(path):
             raise TaskError(f"task_paths: there is no folder {path}.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _keep_templates()

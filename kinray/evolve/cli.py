@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kinray.config import Config, load_config
-from kinray.errors import KinrayError, RunError, printable
+from kinray.errors import KinrayError, RunError, one_line
 from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _evolve(arguments, console)
     except (KinrayError, OSError) as error:
-        message = escape(printable(str(error)))
+        message = escape(one_line(str(error)))
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {message}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from os.path import isdir
 from pathlib import Path
 
 from kinray.checkpoints.header import DTYPE_BYTES
@@ -100,7 +101,7 @@ def _absolute(config: Config) -> Config:
     """Make paths absolute (those that exist, where they could be hub ids), so that a run can be resumed from anywhere."""
 
     def place(path: str) -> str:
-        return str(Path(path).absolute()) if Path(path).is_dir() else path
+        return str(Path(path).absolute()) if isdir(path) else path
 
     founders = [
         spec.model_copy(update={"model": place(spec.model), "adapter": spec.adapter and place(spec.adapter)})

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -80,7 +81,7 @@ def _interrupt(*_: Any) -> None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     started = perf_counter()
-    target = None if arguments.output is None else arguments.output.expanduser().resolve()
+    target = None if arguments.output is None else Path(expanduser(arguments.output)).resolve()
     if target is None and not arguments.explain:
         raise ConfigError("Name the folder to write (kinray merge RECIPE.yaml OUT), or add --explain to only look.")
     if target is not None:

@@ -1,6 +1,7 @@
 """mergekit's YAML: what a recipe file may hold, checked strictly. A key that kinray does not support is an error."""
 
 from collections.abc import Mapping
+from os.path import expanduser, isdir
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -41,7 +42,7 @@ class Reference(Part):
             return value
         if not isinstance(value, str) or not value.strip():
             raise ValueError("a model is written as a word: MODEL, MODEL@REVISION or MODEL+ADAPTER")
-        if Path(value).expanduser().is_dir():  # whose name may hold any sign
+        if isdir(expanduser(value)):  # whose name may hold any sign
             return {"model": value}
         model, plus, adapter = value.partition("+")
         if plus and (not model or not adapter or "+" in adapter):
@@ -64,7 +65,7 @@ class Reference(Part):
 
 def _place(word: str) -> tuple[str, str | None]:
     """Split PLACE@REVISION; a folder's name may hold an @."""
-    if Path(word).expanduser().is_dir():
+    if isdir(expanduser(word)):
         return word, None
     place, _, revision = word.partition("@")
     return place, revision or None

@@ -50,7 +50,8 @@ def plan_merges(documents: Sequence[Document], shelf: Shelf, *, device: str = "c
         notices += output.notices
         if document.name is not None:
             results[document.name] = MergedModel(output)
-    if unused := [document.name for document in documents if document not in ordered]:
+    made = {document.name for document in ordered}
+    if unused := [document.name for document in documents if document.name not in made]:
         notices.append(f"The output does not need the merge {', '.join(map(repr, unused))}: not made.")
     return replace(output, notices=list(dict.fromkeys(notices)))
 
@@ -75,23 +76,25 @@ def _in_order(documents: Sequence[Document]) -> list[Document]:
                 f"'{reference}' names the merge '{reference.model}' with a revision or an adapter. Neither can be had of a "
                 "result; apply the adapter to one of its models."
             )
-    order: list[Document] = []
-    open_: list[str | None] = []
-    stack: list[Document] = [named[None] if None in named else documents[-1]]
+    needed = {
+        document.name: [word for reference in document.references if (word := str(reference)) in named]
+        for document in documents
+    }
+    order: dict[str | None, Document] = {}
+    open_: dict[str | None, None] = {}
+    stack: list[str | None] = [None if None in named else documents[-1].name]
     while stack:
-        document = stack[-1]
-        missing = [named[str(ref)] for ref in document.references if str(ref) in named and named[str(ref)] not in order]
-        if document in order or not missing:
-            stack.pop()
-            if document not in order:
-                order.append(document)
-            open_ = [name for name in open_ if name != document.name]
+        name = stack[-1]
+        missing = [other for other in needed[name] if other not in order]
+        if name in order or not missing:
+            order.setdefault(stack.pop(), named[name])
+            open_.pop(name, None)
             continue
-        if document.name in open_:
+        if name in open_:
             raise ConfigError(f"The merges {', '.join(map(repr, open_))} refer to each other in a circle. Break it.")
-        open_.append(document.name)
+        open_[name] = None
         stack.extend(missing)
-    return order
+    return list(order.values())
 
 
 def _chain(documents: Sequence[Document]) -> list[Document] | None:

@@ -1,6 +1,8 @@
 """Write an output as a Hugging Face folder: weights, config, tokenizer, recipe and model card, there whole or not at all."""
 
 from collections.abc import Callable
+from html import escape
+from os.path import exists, expanduser
 from pathlib import Path
 
 import yaml
@@ -8,6 +10,7 @@ import yaml
 from kinray.checkpoints.vocabulary import write_tokenizer
 from kinray.checkpoints.writer import SHARD_BYTES, copy_tokenizer, folder_replacing, needing_room, write_config
 from kinray.engine.export import Written, verify, write_model
+from kinray.errors import printable
 from kinray.merge.document import Reference, read_recipe
 from kinray.merge.open import Shelf
 from kinray.merge.output import Output
@@ -88,16 +91,16 @@ def make_model(recipe: str | Path, target: str | Path, *, dtype: str | None = No
 
 def card(name: str, output: Output, recipe: str) -> str:
     """Write the model card: what was merged, how, and the recipe."""
-    hub = [place for model in output.models for place in _places(model) if not Path(place).expanduser().exists()]
+    hub = [place for model in output.models for place in _places(model) if not exists(expanduser(place))]
     front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": sorted(set(hub))} if hub else {})
-    listed = "\n".join(f"- `{model}`" for model in output.models)
-    notes = "\n".join(f"- {notice}" for notice in output.notices)
+    listed = "\n".join(f"- `{printable(model).replace('`', '´')}`" for model in output.models)
+    notes = "\n".join(f"- {escape(printable(notice), quote=False)}" for notice in output.notices)
     fence = "```"
     while fence in recipe:
         fence += "`"
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {name}\n\nA merge of language models by {', '.join(output.methods)}, made with kinray.",
+        f"# {escape(printable(name))}\n\nA merge of language models by {', '.join(output.methods)}, made with kinray.",
         f"## Models\n\n{listed}",
         f"## Notes\n\n{notes}" if notes else "",
         f"## Recipe\n\n{fence}yaml\n{recipe.strip()}\n{fence}",

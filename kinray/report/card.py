@@ -1,6 +1,7 @@
 """The model card of an exported model: where it comes from and what it scored."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import yaml
 
@@ -64,7 +65,7 @@ def _scores(board: Leaderboard) -> str:
         cells = [score_of(judged.tasks[task] if judged else None) for task in tasks]
         means = [score_of(scored) for scored in ([entry.holdout, entry.search] if held else [entry.search])]
         rows.append([entry.name, entry.kind, *cells, *means])
-    failed = "".join(f"\n\n{entry.name} could not be scored: {error}" for entry, error in failures(board))
+    failed = "".join(f"\n\n{entry.name} could not be scored: {escape(error, quote=False)}" for entry, error in failures(board))
     return "## Scores\n\n" + _table([*head, *(["held-out mean"] if held else []), "search mean"], rows) + failed
 
 

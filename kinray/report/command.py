@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from kinray.errors import printable
+from kinray.errors import one_line, printable
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -18,7 +18,7 @@ def positive(text: str) -> int:
 
 def bad_input(error: Exception) -> int:
     """Say what is wrong in one line, and return the exit code for it."""
-    print(f"Error: {printable(str(error))}", file=sys.stderr)
+    print(f"Error: {one_line(str(error))}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 

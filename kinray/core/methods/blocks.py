@@ -108,6 +108,8 @@ def weighted_sum(operands: Operands, scale: float, weights: Sequence[float]) -> 
         scale: factor on θ0.
         weights: P factors on the deltas.
     """
+    with np.errstate(over="ignore"):  # torch refuses a factor that float32 cannot hold; here it is infinite
+        scale, *weights = np.array([scale, *weights], np.float32).tolist()
     terms = [(number, weight) for number, weight in enumerate(weights) if weight]
     for at in operands.blocks():
         base = operands.base(at)

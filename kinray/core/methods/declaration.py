@@ -22,6 +22,9 @@ What merges tensors gets plain values; ``Method.per_tensor`` makes them of varie
 """
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One hyperparameter: it serves validation, search spaces, recipes and the documentation.
@@ -51,6 +54,8 @@ class Parameter:
                 raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value!r}. It must be true or false.")
         elif not is_finite_number(value):
             raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value!r:.80}. It must be a finite number.")
+        elif abs(value) > FLOAT32_MAX:
+            raise RecipeError(f"Parameter '{self.name}' of '{method}' is {value:g}, which float32 cannot hold.")
         elif not self.low <= value <= self.high:
             raise RecipeError(
                 f"Parameter '{self.name}' of '{method}' is {value:g}. It must be from {self.low:g} to {self.high:g}."
