@@ -60,8 +60,8 @@ class FounderSpec(Section):
         name = self.name or PurePosixPath((self.adapter or self.model).rstrip("/")).name
         if not NAME.fullmatch(name) or _NOT_A_FOUNDER.fullmatch(name):
             raise ValueError(
-                f"'{name[:80]}' cannot be a founder's name. Give it a 'name' of letters a to z, digits, '.', '_' and '-' (at most "
-                "64) that is not like a child's (g1-1), not base or average, and does not end in .holdout"
+                f"'{name[:80]}' cannot be a founder's name. Give it a 'name' of letters a to z, digits, '.', '_' and '-' (at "
+                "most 64) that is not like a child's (g1-1), not base or average, and does not end in .holdout"
             )
         object.__setattr__(self, "name", name)
         return self

@@ -29,7 +29,10 @@ def slices(count: int) -> str:
 
 
 FILES = {
-    "a circle of one": ("name: x\nmerge_method: linear\nmodels: [{model: x}, {model: a}]\n---\n" + LINEAR.replace("b}", "x}"), "circle"),
+    "a circle of one": (
+        "name: x\nmerge_method: linear\nmodels: [{model: x}, {model: a}]\n---\n" + LINEAR.replace("b}", "x}"),
+        "'x' refer to each other in a circle",
+    ),
     "a circle of two": (
         "name: x\nmerge_method: linear\nmodels: [{model: y}, {model: a}]\n---\n"
         "name: y\nmerge_method: linear\nmodels: [{model: x}, {model: a}]\n---\n" + LINEAR.replace("b}", "x}"),
@@ -41,7 +44,10 @@ FILES = {
     "1025 merges": ("---\n".join(f"name: m{n}\n{LINEAR}" for n in range(1025)), "holds 1025 merges. A recipe has 1 to 1024"),
     "66 models": ("merge_method: linear\nmodels:\n" + "".join(f"- model: m{n}\n" for n in range(66)), "at most 65 items"),
     "4097 slices": (slices(4097), "at most 4096 items|more than 50000 values"),
-    "a slice of more layers than there are": (slices(1).replace("[0, 1]", "[0, 1000000000000]"), "has 3 layers, numbered from 0"),
+    "a slice of more layers than there are": (
+        slices(1).replace("[0, 1]", "[0, 1000000000000]"),
+        "has 3 layers, numbered from 0",
+    ),
     "a slice that ends before it begins": (slices(1).replace("[0, 1]", "[1, 0]"), "from a layer to a later one"),
     "49 merges within each other": (
         "---\n".join(
@@ -51,7 +57,10 @@ FILES = {
         "made of 48 merges one behind the other|cannot be used with|no tokenizer",
     ),
     "weights of nothing": (LINEAR + "parameters: {weight: 0}", "weights of 'linear' add up to 0"),
-    "weight too large for float32": (LINEAR + "parameters: {weight: 1.0e+300, normalize: false}", "'weight' of 'linear' is 1e.300, which float32 cannot hold"),
+    "weight too large for float32": (
+        LINEAR + "parameters: {weight: 1.0e+300, normalize: false}",
+        "'weight' of 'linear' is 1e.300, which float32 cannot hold",
+    ),
     "a product too large for float32": (
         LINEAR.replace("linear", "task_arithmetic") + "base_model: base\nparameters: {weight: 1.0e+30, lambda: 1.0e+30}",
         "of the merge holds NaN or infinity in .* Change the parameters of the merge",
