@@ -55,7 +55,7 @@ class KinshipMap:
     """
 
     def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+        self._statistics, self._count = statistics, float(statistics.count_T.sum())
         self._index = {digest: number for number, digest in enumerate(statistics.models)}
         self._depths = depths(statistics.tensors)
         self._known: dict[str, Products] = {}
@@ -77,13 +77,13 @@ class KinshipMap:
         """
         left, right = self._products(a), self._products(b)
         moments = Moments(
-            float(self._statistics.count_T.sum()),
+            self._count,
             left.total,
             right.total,
             left.square,
             right.square,
             left.square if a.digest == b.digest else self._dot(a, left, b, right),
-            self._apart(left, right),
+            self._apart(left, right) if metric == "ed" else None,
         )
         return float(kinship(metric, moments))
 

@@ -78,6 +78,7 @@ class Population:
         self._by_name: dict[str, Child] = {}
         self._digests: set[str] = set()
         self._outcomes: dict[str, Outcome] = {}
+        self._best: Child | None = None
         self.out: set[str] = set()
         """Names of the children whose outcomes are awaited."""
 
@@ -98,8 +99,13 @@ class Population:
 
     def tell(self, name: str, outcome: Outcome) -> None:
         """Keep the outcome of a child; telling the same one again changes nothing."""
-        self._outcomes.setdefault(self._by_name[name].name, outcome)
+        child = self._by_name[name]
+        if name in self._outcomes:
+            return
+        self._outcomes[name] = outcome
         self.out.discard(name)
+        if _ranks(outcome) and (self._best is None or self._place(child) < self._place(self._best)):
+            self._best = child
 
     def outcome(self, name: str) -> Outcome | None:
         """Return a child's outcome, None while it is out."""
@@ -139,9 +145,9 @@ class Population:
         scored = [
             child
             for child in (self.children if among is None else among)
-            if (outcome := self.outcome(child.name)) is not None and outcome.score is not None and outcome.refused is None
+            if (outcome := self.outcome(child.name)) is not None and _ranks(outcome)
         ]
-        return sorted(scored, key=lambda child: (-self.score(child.name), child.number))
+        return sorted(scored, key=self._place)
 
     def ranked(self, among: Iterable[Child] | None = None) -> list[Child]:
         """Sort contenders by the objective; the order of ``contenders`` decides what that leaves equal."""
@@ -155,7 +161,7 @@ class Population:
 
         It is always on the front, since a model that dominated it would have a higher mean.
         """
-        return next(iter(self.contenders()), None)
+        return self._best
 
     def front(self) -> list[Child]:
         """Return the contenders that no other one dominates, the highest mean first; under ``mean`` there is no front."""
@@ -165,6 +171,13 @@ class Population:
         ranks_N = fronts(self._by_task(children)).tolist()
         return [child for child, rank in zip(children, ranks_N, strict=True) if rank == 0]
 
+    def _place(self, child: Child) -> tuple[float, int]:
+        return -self.score(child.name), child.number
+
     def _by_task(self, children: Iterable[Child]) -> Float64:
         """(N, T) float64, the scores of children on each task."""
         return np.array([list(self._outcomes[child.name].tasks.values()) for child in children], np.float64)
+
+
+def _ranks(outcome: Outcome) -> bool:
+    return outcome.score is not None and outcome.refused is None

@@ -19,6 +19,10 @@ Proposal = tuple[str, Mapping[str, ParamValue]]
 Known = dict[str, "tuple[float, optuna.distributions.BaseDistribution]"]
 """What a child has: by key its value, and what it was drawn from."""
 
+RECENT = 200
+"""Children that a study learns from, at most: when it has so many, it forgets the older half. What helped early children, of
+raw founders, says little of late ones, and what a proposal costs grows with what it is drawn from."""
+
 POPULATION = 10
 """Children that NSGA-II draws at random before it crosses any, as many as the Parzen estimator does, and size of its elite."""
 
@@ -80,9 +84,9 @@ class OptunaProposer:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spaces = {space.method.name: space for space in spaces}
         self._seed, self._objectives = seed, objectives
-        self._choice = self._study()
+        self._choice = _Study(objectives)
         together = objectives == 1 or len(spaces) == 1
-        self._studies = {name: self._choice if together else self._study() for name in self._spaces}
+        self._studies = {name: self._choice if together else _Study(objectives) for name in self._spaces}
         self._out: list[tuple[optuna.Study, optuna.Trial]] = []
 
     def propose(self, number: int, attempt: int) -> Proposal:
@@ -106,23 +110,20 @@ class OptunaProposer:
         while self._out:
             study, trial = self._out.pop()
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if gains is None:
+            return
         choice, own = self._known(recipe)
         study = self._studies[recipe.method]
         if study is self._choice:
-            _add(study, choice | own, gains, refused)
+            study.add(choice | own, gains, refused)
         else:
-            _add(self._choice, choice, gains, refused)
-            _add(study, own, gains, refused)
+            self._choice.add(choice, gains, refused)
+            study.add(own, gains, refused)
 
-    def _study(self) -> "optuna.Study":
-        import optuna
-
-        return optuna.create_study(directions=["maximize"] * self._objectives, sampler=self._sampler("", 1))
-
-    def _ask(self, study: "optuna.Study", place: str, numbers: int) -> "optuna.Trial":
-        study.sampler = self._sampler(place, numbers)
-        trial = study.ask()
-        self._out.append((study, trial))
+    def _ask(self, study: "_Study", place: str, numbers: int) -> "optuna.Trial":
+        study.optuna.sampler = self._sampler(place, numbers)
+        trial = study.optuna.ask()
+        self._out.append((study.optuna, trial))
         return trial
 
     def _sampler(self, place: str, numbers: int) -> "optuna.samplers.BaseSampler":
@@ -168,27 +169,49 @@ def proposer_for(spaces: Sequence[MethodSpace], seed: int, objectives: int = 1) 
     return OptunaProposer(spaces, seed, objectives)
 
 
-def _add(study: "optuna.Study", known: Known, gains: Sequence[float] | None, refused: bool) -> None:
-    """Add a trial that was made elsewhere."""
-    import optuna
+class _Study:
+    """One of Optuna's studies, of the last children only."""
 
-    distributions = {key: distribution for key, (_, distribution) in known.items()}
-    failed, complete = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.COMPLETE
-    before = len(study.get_trials(deepcopy=False, states=(complete,)))
-    study.add_trial(
-        optuna.trial.create_trial(
-            state=failed if gains is None else complete,
-            values=gains,
-            params={key: value for key, (value, _) in known.items()},
-            distributions=distributions,
-            system_attrs={"NSGAIISampler:generation": before // POPULATION},  # it takes a trial without for none of its own
-            constraints={"floor": 1.0} if refused else None,
+    def __init__(self, objectives: int) -> None:
+        self._objectives = objectives
+        self._children: list[tuple[Known, Sequence[float], bool]] = []
+        self.optuna = self._begin()
+
+    def add(self, known: Known, gains: Sequence[float], refused: bool) -> None:
+        """Add a child as a trial that was made elsewhere."""
+        if len(self._children) == RECENT:
+            kept, self._children = self._children[RECENT // 2 :], []
+            self.optuna = self._begin()
+            for child in kept:
+                self._add(*child)
+        self._add(known, gains, refused)
+
+    def _begin(self) -> "optuna.Study":
+        import optuna
+
+        # Each question brings a sampler of its own. With none, Optuna would choose one that several objectives may not have.
+        sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0)
+        return optuna.create_study(directions=["maximize"] * self._objectives, sampler=sampler)
+
+    def _add(self, known: Known, gains: Sequence[float], refused: bool) -> None:
+        import optuna
+
+        distributions = {key: distribution for key, (_, distribution) in known.items()}
+        generation, place = divmod(len(self._children), POPULATION)
+        self._children.append((known, gains, refused))
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                values=gains,
+                params={key: value for key, (value, _) in known.items()},
+                distributions=distributions,
+                system_attrs={"NSGAIISampler:generation": generation},  # it takes a trial without for none of its own
+                constraints={"floor": 1.0} if refused else None,
+            )
         )
-    )
-    if known and gains is not None and len(study.directions) > 1 and (before + 1) % POPULATION == 0:
-        # NSGA-II selects an elite when it is first asked after a generation, and only then sees it in another order than
-        # later. An idle question now makes the order the same before and after a restart.
-        study.tell(study.ask(distributions), state=failed)
+        if known and self._objectives > 1 and place == POPULATION - 1:
+            # NSGA-II selects an elite when it is first asked after a generation, and only then sees it in another order than
+            # later. An idle question now makes the order the same before and after a restart.
+            self.optuna.tell(self.optuna.ask(distributions), state=optuna.trial.TrialState.FAIL)
 
 
 def _suggest(trial: "optuna.Trial", method: str, dimension: Dimension) -> Single:

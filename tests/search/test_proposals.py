@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kinray.core.parameters import Varied
 from kinray.core.recipe import Merge
+from kinray.search import proposals
 from kinray.search.proposals import FixedProposer, OptunaProposer, Proposal, Proposer
 from tests.helpers.recipes import founder
 from tests.helpers.search import proposer
@@ -127,6 +128,21 @@ def test_gains_are_learnt_from() -> None:
     assert statistics.mean(misses[-20:]) < 0.11  # at random: 0.22
 
 
+def test_what_helped_early_children_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "RECENT", 40)
+    search = proposer(T)
+    misses = []
+    for number in range(150):
+        proposal = search.propose(number, 0)
+        best = 0.3 if number < 75 else 0.7
+        misses.append(abs(float(proposal[1]["t"]) - best))  # type: ignore[arg-type]
+        search.learn(recipe(proposal), [-misses[-1]])
+
+    assert statistics.mean(misses[-20:]) < 0.11  # at random: 0.22
+    study = search._choice.optuna  # type: ignore[attr-defined]
+    assert sum(trial.value is not None for trial in study.trials) <= 40
+
+
 def gains(gain: float | None, objectives: int) -> list[float] | None:
     """Make up a gain in each objective from one of them."""
     return None if gain is None else [math.sin(number + gain) if number else gain for number in range(objectives)]
@@ -195,8 +211,10 @@ def test_taught_anew_it_goes_on_as_the_first(
         assert other.propose(number, attempt) == one.propose(number, attempt)
 
 
+@pytest.mark.parametrize("recent", [40, 200])
 @pytest.mark.parametrize("objectives", [1, 3])
-def test_taught_anew_it_goes_on_after_many_children(objectives: int) -> None:
+def test_taught_anew_it_goes_on_after_many_children(objectives: int, recent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "RECENT", recent)
     one, other = proposer(MIXED, 0, objectives), proposer(MIXED, 0, objectives)
     for number in range(100):
         child = recipe(one.propose(number, 0))
