@@ -19,7 +19,7 @@ Proposal = tuple[str, Mapping[str, ParamValue]]
 Known = dict[str, "tuple[float, optuna.distributions.BaseDistribution]"]
 """What a child has: by key its value, and what it was drawn from."""
 
-RECENT = 200
+RECENT = 120
 """Children that a study learns from, at most: when it has so many, it forgets the older half. What helped early children, of
 raw founders, says little of late ones, and what a proposal costs grows with what it is drawn from."""
 

@@ -211,7 +211,7 @@ def test_taught_anew_it_goes_on_as_the_first(
         assert other.propose(number, attempt) == one.propose(number, attempt)
 
 
-@pytest.mark.parametrize("recent", [40, 200])
+@pytest.mark.parametrize("recent", [40, 120])
 @pytest.mark.parametrize("objectives", [1, 3])
 def test_taught_anew_it_goes_on_after_many_children(objectives: int, recent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "RECENT", recent)
