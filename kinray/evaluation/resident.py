@@ -1,5 +1,6 @@
 """One model that stays in memory while children's weights are copied into it."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -7,8 +8,11 @@ from typing import Any
 
 import torch
 
+from kinray.checkpoints.folder import WeightSource
 from kinray.checkpoints.models import Models
+from kinray.checkpoints.renamed import layer_count
 from kinray.config import EvaluationConfig, TaskSpec
+from kinray.core.layers import layer_of
 from kinray.engine.export import DTYPES
 from kinray.errors import CheckpointError, RunError, did_you_mean
 from kinray.evaluation.sharing import unfit
@@ -87,11 +91,17 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
         CheckpointError: when it cannot, or the tokenizer has not the chat template that is asked for.
     """
     folder, name = models.specs[0].folder, models.base.name
+    _check_layers(models.base)
     try:
         tokenizer = open_tokenizer(folder, config)
         with torch.device("meta"):
             model = _skeleton(folder, config, torch.bfloat16)
     except Exception as error:  # whatever a config or a tokenizer file provokes
+        if "auto_map" in models.base.config and not config.trust_remote_code:
+            raise CheckpointError(
+                f"Model '{name}': its config.json asks to run Python of its own (auto_map), which kinray does not do unasked. "
+                f"Read the code in {folder}; if you trust it, set evaluation.trust_remote_code: true."
+            ) from error
         reason = str(error).strip().splitlines() or ["no message"]
         raise CheckpointError(f"Model '{name}': transformers cannot build it: {reason[0][:300]}") from error
     templates = {"evaluation": config.apply_chat_template} | {
@@ -103,6 +113,15 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
     _state(model, models)
     single = unfit(model) if config.share_prompts and config.backend == "resident" else ""
     return [f"{single}, so the answers to a question are scored one by one, as in lm-eval."] if single else []
+
+
+def _check_layers(base: WeightSource) -> None:
+    """Refuse a config with more layers than the weights have before transformers builds them all."""
+    layers = {layer_of(name) for name in base.tensors}
+    counts = Counter(layer[0] for layer in layers if layer is not None)
+    named, found = layer_count(base.config), max(counts.values(), default=0)
+    if named is not None and named > found:
+        raise CheckpointError(f"Model '{base.name}': its config.json names {named} layers, but its weights have {found}.")
 
 
 def _check_template(name: str, tokenizer: Any, where: str, wanted: bool | str) -> None:

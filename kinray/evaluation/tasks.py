@@ -15,6 +15,7 @@ from kinray.config import EvaluationConfig, TaskSpec
 from kinray.core.scores import TaskScore, standard_error
 from kinray.errors import RunError, TaskError, did_you_mean
 from kinray.evaluation.randomness import seeded
+from kinray.evaluation.task_files import check_task_files
 
 Split = Literal["search", "holdout"]
 
@@ -160,6 +161,7 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
     for path in paths:
         if not isdir(path):
             raise TaskError(f"task_paths: there is no folder {path}.")
+    check_task_files([Path(path) for path in paths])
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _keep_templates()
     manager = _manager([spec.name for spec in specs], paths)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from kinray.config import Config, parse_config
-from kinray.config.loading import read_yaml, write_yaml
+from kinray.config.loading import read_text, read_yaml, write_yaml
+from kinray.config.schema import NAME
 from kinray.core.scores import Difference, Failed, Result, Scored, difference
 from kinray.errors import RunError
 from kinray.files import write_atomically
@@ -128,7 +129,11 @@ class RunFolder:
         """Return the rows by generation and number, without those whose samples are gone."""
         rows: dict[int, dict[int, dict[str, Any]]] = {}
         for file in sorted((self.path / "children").glob("*.parquet")):
-            for row in read_table(file):
+            for row in read_table(file, self._schema):
+                if not NAME.fullmatch(row["name"] or "") or None in (row["generation"], row["number"], row["digest"]):
+                    raise RunError(
+                        f"{file} has a row that kinray did not write, of {str(row['name'])[:80]!r}. Remove the file."
+                    )
                 if row["score"] is None or self._samples(row["name"], "search").is_file():
                     rows.setdefault(row["generation"], {})[row["number"]] = row
                 else:
@@ -211,8 +216,9 @@ class RunFolder:
 
     def next_session(self) -> Path:
         """Name a folder for what Ray Tune writes in this session: ``tune/session-1``, then ``-2`` and so on."""
-        sessions = [int(folder.name.rpartition("-")[2]) for folder in (self.path / "tune").glob("session-*")]
-        return self.path / "tune" / f"session-{max(sessions, default=0) + 1}"
+        numbers = [folder.name.removeprefix("session-") for folder in (self.path / "tune").glob("session-*")]
+        last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return self.path / "tune" / f"session-{last + 1}"
 
     # -- state of the policy
 
@@ -228,12 +234,13 @@ class RunFolder:
         """
         try:
             state = json.loads((self.path / "state.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
+        outcomes = state.get("outcomes", {}) if isinstance(state, dict) else None
         recorded = {row["name"] for row in self._status.values()}
-        if self.notices or not isinstance(state, dict) or not recorded.issuperset(state.get("outcomes", ())):
+        if self.notices or not isinstance(outcomes, dict) or not recorded.issuperset(outcomes):
             return None
-        return state
+        return dict(state)
 
 
 def check_vacant(path: Path) -> None:
@@ -269,11 +276,7 @@ def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
     file = path / "config.yaml"
     if not file.is_file():
         raise RunError(f"{path} holds no run (there is no {file.name} in it). Name the folder that --output named.")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} cannot be read: {error}.") from error
-    data = read_yaml(text, str(file))
+    data = read_yaml(read_text(file, "configuration"), str(file))
     about = data.pop("run", None) if isinstance(data, dict) else None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None

@@ -110,10 +110,10 @@ def torn(path: Path) -> bool:
         return True
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of one Parquet file, or raise RunError when it is damaged."""
+def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Read the rows of one Parquet file, columns that it lacks as None, or raise RunError when it is damaged."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0][:200]}.") from error
     return rows
@@ -153,7 +153,8 @@ def read_samples(path: Path) -> Scored:
             name: TaskScore(items=tuple(items[name]), values=tuple(values[name]), **own)
             for name, own in summary["tasks"].items()
         }
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is not a readable record of scores: {str(error).splitlines()[0][:200]}.") from error
-    # Records of versions that did not count have neither.
-    return Scored(tasks, summary["seconds"], summary["where"], summary.get("tokens", 0), summary.get("gpu_seconds", 0.0))
+        # Records of versions that did not count have neither.
+        return Scored(tasks, summary["seconds"], summary["where"], summary.get("tokens", 0), summary.get("gpu_seconds", 0.0))
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunError(f"{path} is not a readable record of scores: {reason}.") from error

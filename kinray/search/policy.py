@@ -255,7 +255,20 @@ class TopK:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the place of the policy that wrote ``state``; only on a fresh policy with the same arguments."""
+        """Take the place of the policy that wrote ``state``; only on a fresh policy with the same arguments.
+
+        Raises:
+            RunError: when no policy wrote it.
+        """
+        try:
+            self._load(state)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RunError) as error:
+            raise RunError(
+                f"The state of the search is damaged ({type(error).__name__}: {str(error)[:200]}). Remove state.json from the "
+                "run folder: the search is then made again from its records."
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         assert self.generation == 0 and not self._top
         recipes: dict[str, Recipe] = {child.recipe.digest: child.recipe for child in self.population.children}
         for entry in state["children"]:
@@ -265,10 +278,13 @@ class TopK:
             self._mated.add(frozenset(child.parents))
         for name, outcome in state["outcomes"].items():
             self.population.tell(name, Outcome(*outcome))
-        for generation in range(state["generation"]):
+        generations, top = state["generation"], list(state["top"])
+        if generations not in range(MAX_DEPTH + 1) or not {child.name for child in self.population.children}.issuperset(top):
+            raise ValueError(f"generation {generations!r:.40}, top {top!r:.80}")
+        for generation in range(generations):
             self.generation = generation
             self._learn()
-        self.generation, self.finished, self._top = state["generation"], state["finished"], list(state["top"])
+        self.generation, self.finished, self._top = generations, state["finished"], top
         self._queue = [child for child in self.population.children if not self.population.outcome(child.name)]
 
 

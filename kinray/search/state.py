@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kinray.config.schema import NAME
 from kinray.core.methods import method_named
 from kinray.core.parameters import as_json
 from kinray.core.recipe import Founder, Merge, Recipe
@@ -34,6 +35,8 @@ def read_child(entry: Mapping[str, Any], recipes: Mapping[str, Recipe], base: Fo
     Raises:
         RunError: when the description does not have the digest that it says.
     """
+    if not NAME.fullmatch(entry["name"]):
+        raise RunError(f"The saved state names a child {entry['name'][:80]!r}.")
     uses_base = method_named(entry["method"]).uses_base
     parents = tuple(recipes[digest] for digest in entry["from"])
     recipe = Merge(entry["method"], parents, entry["params"], base if uses_base else None)

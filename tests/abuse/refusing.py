@@ -79,6 +79,6 @@ class Refusing:
 
 
 def _contents(folder: Path) -> dict[str, int]:
-    """List what lies in a folder, with sizes, but for the files that the test itself writes."""
-    files = (path for path in folder.rglob("*") if path.name not in ("recipe.yaml", "search.yaml"))
+    """List what lies in a folder, with sizes, but for the files that the test itself writes and the claim on a run."""
+    files = (path for path in folder.rglob("*") if path.name not in ("recipe.yaml", "search.yaml", ".lock"))
     return {str(path.relative_to(folder)): path.lstat().st_size for path in files}

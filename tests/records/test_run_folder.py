@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kinray.errors import RunError
+from kinray.errors import KinrayError, RunError
 from kinray.records.run import RunFolder, check_vacant, read_run_config
 from tests.records.results import a_config
 
@@ -130,12 +130,12 @@ def test_a_run_of_another_format_is_refused(about: str, found: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("contents", "problem"),
-    [(b"run: {format: 2}", "its 'run' has no 'digests'"), (b"\xff\xfe", "cannot be read: 'utf-8' codec")],
+    [(b"run: {format: 2}", "its 'run' has no 'digests'"), (b"\xff\xfe", "is not text in UTF-8")],
 )
 def test_a_damaged_configuration_is_named(contents: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(contents)
 
-    with pytest.raises(RunError, match=rf"config\.yaml .*{problem}"):
+    with pytest.raises(KinrayError, match=rf"config\.yaml .*{problem}"):
         RunFolder.resume(tmp_path)
 
 
