@@ -1,9 +1,7 @@
 """Run the population of a search under Ray Tune."""
 
 import logging
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from kinray.cluster.trial import ChildTrial
 from kinray.config import Config
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
+from kinray.signals import when_told_to_stop
 
 _TRIAL_CPU = 0.01
 """A trial only waits for its evaluator, but Tune refuses one that asks for nothing."""
@@ -35,7 +34,8 @@ def run_population(
         folder: for what Tune writes; it is never read back.
         slots: children scored at once.
         config: how often a trial is tried again, and where children are logged.
-        on_interrupt: called at the first Ctrl-C, which lets children in flight finish; a second one stops at once.
+        on_interrupt: called when the process is told to stop for the first time, which lets children in flight finish; the
+            second time it stops at once.
 
     Raises:
         KinrayError: what ended the search.
@@ -65,7 +65,14 @@ def run_population(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with _interruptible(searcher, on_interrupt):
+
+    def stop() -> None:
+        if searcher.interrupted:
+            raise KeyboardInterrupt
+        searcher.interrupted = True
+        on_interrupt()
+
+    with when_told_to_stop(stop):
         try:
             tuner.fit()
         except Exception as error:
@@ -89,19 +96,3 @@ def _logger(name: str, project: str) -> Any:
 def _name(trial: Any) -> str:
     name: str = trial.config["child"]
     return name
-
-
-@contextmanager
-def _interruptible(searcher: PolicySearcher, on_interrupt: Callable[[], None]) -> Iterator[None]:
-    def handle(number: int, frame: Any) -> None:
-        if searcher.interrupted:
-            raise KeyboardInterrupt
-        searcher.interrupted = True
-        on_interrupt()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

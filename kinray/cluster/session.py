@@ -14,6 +14,7 @@ from pathlib import Path
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.errors import RunError
 from kinray.evaluation.scratch import sweep
+from kinray.signals import shielded
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,7 +71,8 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
     with nullcontext() if cluster.address else _temporary_folder() as folder:
         try:
             sweep()
-            _connect(cluster, folder, verbose)
+            with shielded():
+                _connect(cluster, folder, verbose)
             yield _session(cluster, evaluation)
         finally:
             ray.shutdown()

@@ -11,6 +11,7 @@ from rich.markup import escape
 from kinray.config import Config, load_config
 from kinray.errors import KinrayError, RunError, one_line
 from kinray.report.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from kinray.signals import interrupt, when_told_to_stop
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     console = Console(highlight=False)
     try:
-        return _evolve(arguments, console)
+        with when_told_to_stop(interrupt):
+            return _evolve(arguments, console)
     except (KinrayError, OSError) as error:
         message = escape(one_line(str(error)))
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {message}")

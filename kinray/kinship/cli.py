@@ -12,6 +12,7 @@ from kinray.errors import ConfigError, KinrayError
 from kinray.files import write_atomically
 from kinray.report.command import EXIT_INTERRUPTED, bad_input, note, positive, show
 from kinray.report.wording import plural
+from kinray.signals import interrupt_once, when_told_to_stop
 
 PLOTS = (".png", ".svg", ".html")
 MERGES = """planned merges (--merge-of), which need no weights: [METHOD:]MODELS[:VALUES]
@@ -51,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
+    with when_told_to_stop(interrupt_once):
+        return _told(arguments)
+
+
+def _told(arguments: argparse.Namespace) -> int:
+    """Print what was asked, or why that cannot be."""
     try:
         _check(arguments)
         return _kinship(arguments)

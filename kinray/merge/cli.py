@@ -2,20 +2,18 @@
 
 import argparse
 import re
-import signal
 import sys
 import threading
 from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from kinray.checkpoints.writer import SHARD_BYTES
 from kinray.errors import ConfigError, KinrayError
 from kinray.report.command import EXIT_INTERRUPTED, bad_input, note, positive, show
+from kinray.signals import interrupt_once, when_told_to_stop
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -56,27 +54,14 @@ def _size(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    try:
-        return _merge(arguments)
-    except (KinrayError, OSError) as error:
-        return bad_input(error)
-    except KeyboardInterrupt:
-        print("Stopped. Nothing was written.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(*_: Any) -> None:
-    """Stop; a second signal shall not disturb the cleaning up."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    with when_told_to_stop(interrupt_once):
+        try:
+            return _merge(arguments)
+        except (KinrayError, OSError) as error:
+            return bad_input(error)
+        except KeyboardInterrupt:
+            print("Stopped. Nothing was written.", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def _merge(arguments: argparse.Namespace) -> int:

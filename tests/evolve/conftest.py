@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,55 @@ class Evolve:
         path.write_text(yaml.safe_dump(config))
         return str(path)
 
-    def __call__(self, *arguments: str, timeout: float = 180) -> "subprocess.CompletedProcess[str]":
+    def __call__(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run to the end."""
         command = [sys.executable, "-m", "kinray.evolve", *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, cwd=self.folder, env=self.environment, check=False
         )
 
+    @contextmanager
+    def running(self, *arguments: str, **process: Any) -> Iterator["Running"]:
+        """Run in a process group of its own while the block runs, which may break it; what is left of it is ended."""
+        command = [sys.executable, "-m", "kinray.evolve", *arguments]
+        place = {"cwd": self.folder, "env": self.environment, "start_new_session": True}
+        with (self.folder / "output.txt").open("w") as output:
+            running = Running(
+                subprocess.Popen(command, **{"stdout": output, "stderr": subprocess.STDOUT, **place, **process}),
+                self.folder / "output.txt",
+            )
+            try:
+                yield running
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(running.process.pid, signal.SIGKILL)
+                running.process.wait()
+
     def until(self, happened: Callable[[], bool], send: signal.Signals, *arguments: str) -> tuple[int, str]:
         """Run, send a signal as soon as something has happened, and return exit code and output."""
-        command = [sys.executable, "-m", "kinray.evolve", *arguments]
-        with (self.folder / "output.txt").open("w") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=self.folder, env=self.environment, start_new_session=True
-            )
-            deadline = time.monotonic() + 120
-            while not happened() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(send)
-            code = process.wait(timeout=120)
-        return code, (self.folder / "output.txt").read_text()
+        with self.running(*arguments) as running:
+            running.until(happened)
+            running.process.send_signal(send)
+            return running.end()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A ``kinray evolve`` that runs, and the file that it prints into."""
+
+    process: "subprocess.Popen[bytes]"
+    output: Path
+
+    def until(self, happened: Callable[[], bool], timeout: float = 300) -> None:
+        """Wait until something has happened, or it ended."""
+        deadline = time.monotonic() + timeout
+        while not happened() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def end(self, timeout: float = 300) -> tuple[int, str]:
+        """Wait for its end and return exit code and output."""
+        code = self.process.wait(timeout=timeout)
+        return code, self.output.read_text()
 
 
 @pytest.fixture

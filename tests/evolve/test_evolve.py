@@ -117,31 +117,6 @@ def test_other_numbers_of_workers_give_the_same_search(finished: Any, config: di
     assert ours == expected
 
 
-def test_a_killed_run_resumes_to_the_same_table(finished: Any, config: dict[str, Any], evolve: Evolve) -> None:
-    run = Path(config["output"])
-    code, _ = evolve.until((run / "samples" / "g1-1.parquet").exists, signal.SIGKILL, evolve.write(config))
-    assert code == -signal.SIGKILL
-
-    done = evolve("--resume", str(run))
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert children(run) == children(finished[0])
-
-
-def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_table(finished: Any, config: dict[str, Any], evolve: Evolve) -> None:
-    run = Path(config["output"])
-    code, output = evolve.until((run / "samples" / "g1-1.parquet").exists, signal.SIGINT, evolve.write(config))
-    assert code == 130, output
-    assert f"kinray evolve --resume {run}" in output
-    assert not (run / "best").exists()
-
-    done = evolve("--resume", str(run))
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert children(run) == children(finished[0])
-    assert json.loads((run / "best" / "config.json").read_text())["dtype"] == "float32"
-
-
 def test_a_search_for_a_front_with_a_floor_resumes_to_the_same_table(
     demo: Any, config: dict[str, Any], evolve: Evolve, tmp_path: Path
 ) -> None:

@@ -8,45 +8,41 @@ from typing import Any
 
 import pytest
 
-from kinray.demo.founders import DemoFiles
-from tests.evolve.conftest import Evolve, settings_for
+from tests.evolve.conftest import Evolve
+from tests.faults.conftest import Tasks, Unbroken
 from tests.faults.table import Table
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def unbroken(demo: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Table, float]:
-    """A search of the demo's size, the records of its unbroken run, and how many seconds that took."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    settings = settings_for(demo, folder / "run")
-    settings["search"] |= {"max_children": 24, "children_per_mating": 2}
-    settings["cluster"] = {"evaluators": 2}
-    evolve = Evolve(folder)
-    started = time.monotonic()
-    done = evolve(evolve.write(settings))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return settings, Table(folder / "run"), time.monotonic() - started
-
-
 def test_driver_that_is_killed_at_any_moment_resumes_to_the_unbroken_run(
-    unbroken: tuple[dict[str, Any], Table, float], kill: int, evolve: Evolve, tmp_path: Path
+    unbroken: Unbroken, kill: int, config: dict[str, Any], tasks: Tasks, evolve: Evolve
 ) -> None:
-    settings, expected, seconds = unbroken
-    run = tmp_path / "run"
-    command = [evolve.write(settings | {"output": str(run)})]
-    moment = time.monotonic() + random.Random(kill).uniform(0, seconds)
+    run = Path(config["output"])
+    command = [evolve.write(config | {"cluster": {"evaluators": 2}})]
+    draw = random.Random(kill)
+    scored, seconds = draw.randint(0, len(unbroken.rows)), draw.expovariate(2)
+    due: list[float] = []
 
-    code, output = evolve.until(lambda: time.monotonic() > moment, signal.SIGKILL, *command)
+    def at_the_moment() -> bool:
+        """Tell whether as long as was drawn has gone by since as many models as were drawn had been scored."""
+        if not due and len(list(run.glob("samples/*.parquet"))) >= scored:
+            due.append(time.monotonic() + seconds)
+        return bool(due) and time.monotonic() >= due[0]
+
+    code, output = evolve.until(at_the_moment, signal.SIGKILL, *command)
     assert code in (-signal.SIGKILL, 0), output
     survived = Table(run).rows
-    written = {row["name"]: (run / "samples" / f"{row['name']}.parquet").stat().st_mtime_ns for row in survived}
     resumed = evolve(*(["--resume", str(run)] if (run / "config.yaml").exists() else command))
 
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     table = Table(run)
-    assert table.timeless == expected.timeless
-    assert table.best == expected.best
-    assert [row for row in table.rows if row["name"] in written] == survived
-    assert written == {name: (run / "samples" / f"{name}.parquet").stat().st_mtime_ns for name in written}
-    print(f"kill {kill}: {len(survived)} of {len(table.rows)} rows were there")
+    assert table.timeless == unbroken.timeless
+    assert table.best == unbroken.best
+    names = {row["name"] for row in survived}
+    assert [row for row in table.rows if row["name"] in names] == survived
+    times_scored = {row["name"]: tasks.seen().count(unbroken.models[row["name"]]) for row in table.rows}
+    assert {times_scored[name] for name in names} <= {1}, "scored again after its row was written"
+    again = sum(times_scored.values()) - len(table.rows)
+    assert again <= 2, "more was scored again than the two evaluators had in flight"
+    print(f"kill {kill}: {seconds:.2f} s after {scored} scores, {len(survived)} of {len(table.rows)} rows there, {again} again")
