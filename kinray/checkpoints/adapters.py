@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinray.checkpoints.folder import Checkpoint, WeightSource, check_links, open_checkpoint, read_json
 from kinray.checkpoints.header import TensorInfo, read_header
-from kinray.core.recipe import is_finite_number
+from kinray.core.parameters import FLOAT32_MAX, is_finite_number
 from kinray.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ def _scale(config: dict[str, Any], module: str, a: TensorInfo, name: str) -> flo
     if not rank:
         raise CheckpointError(f"Model '{name}': the adapter's factor '{a.name}' has shape {a.shape}, which is of no rank.")
     alpha = _alpha(config, module, rank, name)
-    if not is_finite_number(alpha):
+    if not is_finite_number(alpha) or abs(alpha) > FLOAT32_MAX:
         raise CheckpointError(
-            f"Model '{name}': the adapter's config gives '{module}' the alpha {alpha!r:.80}, no finite number."
+            f"Model '{name}': the adapter's config gives '{module}' the alpha {alpha!r:.80}, no finite number of float32."
         )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

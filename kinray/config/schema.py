@@ -70,7 +70,7 @@ class FounderSpec(Section):
 class TaskSpec(Section):
     """An lm-eval task, tag or group to score children on. A bare string means its name."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=200)
     """As lm-eval lists it, or as a file in task_paths defines it."""
     metric: str | None = None
     """Metric, or metric,filter; by default the task's first one."""
@@ -105,6 +105,13 @@ class TaskSpec(Section):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, value: str) -> str:
+        if "/" in value or not value.isprintable():
+            raise ValueError("a task is named as lm-eval lists it, not by a path; its file's folder is named in task_paths")
+        return value
 
     @model_validator(mode="after")
     def _scale_has_length(self) -> Self:

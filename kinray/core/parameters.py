@@ -10,6 +10,8 @@ from kinray.errors import RecipeError
 MAX_CASES = 64
 MAX_KNOTS = 256
 MAX_MODELS = 64
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""Largest number of the arithmetic that merges are computed in."""
 
 Knots = tuple[float | bool, ...]
 

@@ -59,6 +59,7 @@ CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "alpha that is null": ({"lora_alpha": None}, "the alpha None, no finite number"),
     "alpha that is NaN": ({"lora_alpha": float("nan")}, "the alpha nan, no finite number"),
     "alpha that is infinite": ({"lora_alpha": float("inf")}, "the alpha inf, no finite number"),
+    "alpha too large for float32": ({"lora_alpha": 1e39}, r"the alpha 1e\+39, no finite number"),
     "alpha of 400 digits": ({"lora_alpha": 10**400}, "the alpha 10{79}, no finite number"),
     "patterns that are a list": ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\]. It must be a mapping"),
     "pattern that is no expression": ({"alpha_pattern": {"(": 1}}, r"alpha_pattern has '\('.*cannot be used: missing"),

@@ -91,10 +91,11 @@ def test_task_that_cannot_be_loaded(refusing: Refusing, search: Search, case: st
     assert re.search(message, line), line
 
 
-def test_name_of_a_task_is_no_path(refusing: Refusing, search: Search) -> None:
-    line = refusing.evolve(**search | {"tasks": ["tasks/demo_numbers.yaml"]})
+@pytest.mark.parametrize("name", ["../outside", "tasks/demo_numbers.yaml", "\x1b[2J", "", "n" * 10_000])
+def test_name_of_a_task_is_no_path(refusing: Refusing, name: str) -> None:
+    line = refusing.evolve(tasks=[name])
 
-    assert "There is no lm-eval task 'tasks/demo_numbers.yaml'" in line
+    assert re.search("tasks.0.name' is '.*(not by a path|at least 1|at most 200)", line), line
 
 
 TOKENIZERS: dict[str, tuple[str | bytes, str]] = {

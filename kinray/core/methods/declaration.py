@@ -10,7 +10,7 @@ import torch
 
 from kinray.core.masks import MaskSource
 from kinray.core.methods.blocks import Operands, weighted_sum
-from kinray.core.parameters import ParamValue, Varied, is_finite_number
+from kinray.core.parameters import FLOAT32_MAX, ParamValue, Varied, is_finite_number
 from kinray.core.recipe import MAX_PARENTS
 from kinray.core.statistics import Float64
 from kinray.errors import RecipeError, did_you_mean
@@ -20,9 +20,6 @@ Params = Mapping[str, ParamValue]
 
 What merges tensors gets plain values; ``Method.per_tensor`` makes them of varied ones.
 """
-
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
