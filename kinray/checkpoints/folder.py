@@ -19,8 +19,8 @@ CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_s
 GGUF = "GGUF is a format to run models from, mostly quantised. Merge the model that it was made from, then convert the result."
 _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")
 """Endings of the files of a model folder that anything reads or copies."""
-_MAX_JSON = 1 << 28
-"""Bytes; the largest tokenizers have 35 MB."""
+_MAX_JSON = 1 << 26
+"""Bytes; the largest tokenizers have 35 MB, the largest indices 10."""
 _FILES = threading.local()
 
 

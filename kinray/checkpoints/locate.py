@@ -8,6 +8,7 @@ from kinray.checkpoints.folder import CONVERT, GGUF, PICKLES
 from kinray.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w.+/-]*", re.ASCII)
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
 _NOT = ["consolidated*", "*/*"]
 """Second copies of the weights, in other formats."""
@@ -35,6 +36,8 @@ def locate(model: str, name: str, revision: str | None = None) -> Path:
         )
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"Model '{name}': there is no folder {model}. Check the path, or name a hub id (owner/model).")
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
+        raise CheckpointError(f"Model '{name}': '{revision}' is no revision. Name a commit, tag or branch of {model}.")
     return _fetch(model, name, revision)
 
 

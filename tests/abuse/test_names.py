@@ -65,6 +65,13 @@ def test_place_of_a_model(refusing: Refusing, case: str) -> None:
         assert re.search(message, line), line
 
 
+@pytest.mark.parametrize("revision", ["../../x", "/etc/hostname", "a/../../x", "\x1b[2J", "--help", "mаin", ""])
+def test_revision_of_a_hub_id(refusing: Refusing, revision: str) -> None:
+    line = refusing.evolve(founders=["a", {"name": "b", "model": "owner/model", "revision": revision}])
+
+    assert re.search("' is no revision. Name a commit, tag or branch of owner/model", line), line
+
+
 TENSORS = {
     "upwards": ("../../etc/passwd", "'../../etc/passwd'"),
     "control characters": (CLEAR_SCREEN, r"\\x1b\[2J"),

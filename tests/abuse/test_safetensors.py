@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from kinray.core.methods import METHODS
 from tests.abuse.refusing import Refusing
 from tests.checkpoints.test_header import entry
 
@@ -111,6 +113,30 @@ def test_weight_that_is_not_finite_is_named_with_its_model(refusing: Refusing, v
 
     for line in refusing.everywhere():
         assert f"Model 'b': tensor '{EMBEDDING}' holds NaN or infinity in 1 of 60 places" in line
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_hides_a_weight_that_is_not_finite(refusing: Refusing, method: str, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[EMBEDDING][3, 2] = value
+
+    refusing.change_tensors(spoil)
+    parameters = {"t": 0.5, "density": 0.3, "epsilon": 0.1, "gamma": 0.1, "select_topk": 0.3}
+    known = {parameter.name for parameter in METHODS[method].parameters}
+    starts = METHODS[method].first_is_base
+    recipe = {
+        "merge_method": method,
+        "models": [{"model": "b"}] if starts or method == "passthrough" else [{"model": "a"}, {"model": "b"}],
+        "parameters": {name: number for name, number in parameters.items() if name in known},
+    }
+    if METHODS[method].uses_base or starts:
+        recipe["base_model"] = "a" if starts else "base"
+
+    line = refusing.merge(yaml.safe_dump(recipe))
+
+    assert f"Model 'b': tensor '{EMBEDDING}' holds NaN or infinity in 1 of 60 places" in line
 
 
 def test_tensors_of_no_elements_are_not_confused_with_weights(refusing: Refusing) -> None:
