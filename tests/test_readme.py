@@ -13,6 +13,7 @@ from kinray.search.space import search_space
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+CLUSTERS = {ROOT / "configs" / name for name in ("cluster-local.yaml", "rayjob.yaml")}
 MERGING = (ROOT / "docs" / "merging.md").read_text()
 
 
@@ -62,7 +63,7 @@ def test_every_configuration_in_configs_can_be_read(monkeypatch: Any) -> None:
     monkeypatch.setenv("KINRAY_MODELS", "/models")
     monkeypatch.setenv("KINRAY_TASKS", "/tasks")
     names = []
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
+    for path in sorted(set((ROOT / "configs").glob("*.yaml")) - CLUSTERS):
         config = load_config(path)
         search_space(config.merge.methods)
         names.append(path.stem)

@@ -50,3 +50,11 @@ def _fetch(model: str, name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise CheckpointError(f"Model '{name}': there is no folder {model}, and the hub did not give it: {reason}") from error
+
+
+def hub_snapshot(folder: Path) -> tuple[str, str] | None:
+    """Tell which hub id and commit a folder of the hub's cache holds (``models--OWNER--NAME/snapshots/COMMIT``), or None."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/"), folder.name

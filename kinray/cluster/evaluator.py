@@ -2,13 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinray.checkpoints.models import ModelSpec
-from kinray.cluster.session import Session
+from kinray.cluster.nodes import Node
+from kinray.cluster.session import Session, room
 from kinray.config import Config
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.scores import Failed, Result
@@ -18,6 +21,9 @@ from kinray.evaluation.tasks import Split
 
 _CLOSING = 10.0
 """Seconds that evaluators have to clean up."""
+
+_LOOK = 10.0
+"""Seconds between two looks at whether a cluster has grown."""
 
 _REMEMBERED = 4
 """Results that an evaluator keeps, so that asking again for one that was just scored costs nothing."""
@@ -101,27 +107,79 @@ class Evaluator:
 
 
 class Evaluators:
-    """All evaluators of a search, seen from the driver and, by their names, from Tune's trials."""
+    """All evaluators of a search, seen from the driver and, by their names, from Tune's trials.
 
-    def __init__(self, specs: Sequence[ModelSpec], config: Config, session: Session) -> None:
+    Args:
+        specs: the base and the founders.
+        config: of the run.
+        session: what the cluster gives.
+        nodes: the node of each evaluator to begin with; elsewhere if it is lost.
+        say: told of nodes that joined.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        config: Config,
+        session: Session,
+        nodes: Sequence[Node],
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         threads = str(session.threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-        self._retries = config.cluster.retries
+        self._cluster, self._session, self._say = config.cluster, session, say
         self._statistics: Any = None
-        self.names = [f"evaluator-{number}" for number in range(session.evaluators)]
-        actor = ray.remote(max_restarts=-1, max_task_retries=config.cluster.retries)(Evaluator)
-        resources = {"num_gpus": 1} if session.device == "cuda" else {"num_cpus": 1}
-        self._actors = [
-            actor.options(
-                name=name,
-                scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": environment if session.device == "cpu" else {}},
-                **resources,
-            ).remote(specs, config, session.device, os.getcwd(), cache_of(config))
-            for name in self.names
-        ]
-        for handle in self._actors:
-            handle.warm.remote()
+        self._actor = ray.remote(
+            max_restarts=-1,
+            max_task_retries=config.cluster.retries,
+            runtime_env={"env_vars": environment if session.device == "cpu" else {}},
+            **({"num_gpus": 1} if session.device == "cuda" else {"num_cpus": 1}),
+        )(Evaluator)
+        self._arguments = (specs, config, session.device, os.getcwd(), cache_of(config))
+        self._actors: list[Any] = []
+        self._ready: list[int] = []
+        self._joining: dict[Any, int] = {}
+        """Evaluators that were started later and are not ready yet, by what they answer when they are."""
+        self._looked = time.monotonic()
+        for node in nodes:
+            self._start(NodeAffinitySchedulingStrategy(node.id, soft=True))
+        self._ready += self._joining.values()
+        self._joining.clear()
+
+    def name(self, number: int) -> str:
+        """Return the name by which Ray knows an evaluator."""
+        return f"evaluator-{number}"
+
+    def ready(self) -> list[int]:
+        """Return the numbers of all evaluators that can be given work."""
+        return list(self._ready)
+
+    def joined(self) -> list[int]:
+        """Start evaluators where nodes have joined, and return the numbers of those that became ready since the last call."""
+        if not self._session.grows or time.monotonic() < self._looked + _LOOK:
+            return []
+        self._looked = time.monotonic()
+        wanted = room(self._session) if self._cluster.evaluators == "auto" else int(self._cluster.evaluators)
+        while len(self._actors) < wanted:
+            self._start("SPREAD")
+        done, _ = ray.wait(list(self._joining), num_returns=max(1, len(self._joining)), timeout=0)
+        new = []
+        for number, ref in ((self._joining.pop(ref), ref) for ref in done):
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayError as error:
+                self._say(f"A node that joined the cluster is not used, since it cannot score: {_reason(error)}")
+            else:
+                self._say(f"A node joined the cluster: {self.name(number)} scores too.")
+                new.append(number)
+        self._ready += new
+        return new
+
+    def _start(self, strategy: Any) -> None:
+        number = len(self._actors)
+        handle = self._actor.options(name=self.name(number), scheduling_strategy=strategy).remote(*self._arguments)
+        self._actors.append(handle)
+        self._joining[handle.warm.remote()] = number
 
     def share(self, statistics: Statistics) -> None:
         """Give the founders' statistics to all evaluators; before anything is scored."""
@@ -129,11 +187,12 @@ class Evaluators:
 
     def score_now(self, number: int, recipe: Recipe) -> Result:
         """Return the result of a recipe from one evaluator, at once if it has just scored it."""
-        for attempt in range(self._retries + 1):
+        retries = self._cluster.retries
+        for attempt in range(retries + 1):
             try:
                 result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
             except ray.exceptions.RayError as error:
-                if attempt == self._retries:
+                if attempt == retries:
                     return Failed(_reason(error), broke=True)
             else:
                 return result
@@ -144,7 +203,7 @@ class Evaluators:
         results: dict[int, Result] = {}
         waiting = [(number, 0) for number in range(len(jobs))]
         busy: dict[Any, tuple[int, int, Any]] = {}
-        free = list(self._actors)
+        free = [self._actors[number] for number in self._ready]
         while waiting or busy:
             while waiting and free:
                 number, attempt = waiting.pop(0)
@@ -157,7 +216,7 @@ class Evaluators:
             try:
                 results[number] = ray.get(done)
             except ray.exceptions.RayError as error:
-                if attempt < self._retries:
+                if attempt < self._cluster.retries:
                     waiting.append((number, attempt + 1))
                 else:
                     results[number] = Failed(_reason(error), broke=True)
@@ -165,7 +224,8 @@ class Evaluators:
 
     def close(self) -> None:
         """Let the evaluators remove what they keep on their nodes; one that is lost or busy is not waited for."""
-        ray.wait([handle.close.remote() for handle in self._actors], num_returns=len(self._actors), timeout=_CLOSING)
+        closing = [self._actors[number].close.remote() for number in self._ready]
+        ray.wait(closing, num_returns=len(closing), timeout=_CLOSING)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """The kinship of given models, measured by shard actors and nothing else running."""
 
-import socket
 from collections.abc import Mapping
 
 from kinray.checkpoints.models import Models
@@ -8,10 +7,7 @@ from kinray.cluster.session import cores, ray_session
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.core.statistics import Statistics
 from kinray.engine.gram import Progress
-from kinray.errors import ConfigError, RunError
-
-_PATIENCE = 5.0
-"""Seconds for a cluster's port to answer; Ray itself tries for minutes."""
+from kinray.errors import ConfigError
 
 
 def measure_on_ray(
@@ -29,11 +25,9 @@ def measure_on_ray(
 
     Raises:
         ConfigError: when GPUs are asked for and the cluster has none, or more shards than GPUs.
-        RunError: when the cluster cannot be reached.
+        RunError: when the cluster cannot be reached, or one of its nodes lacks a model.
     """
-    if address:
-        _check_reachable(address)
-    with ray_session(ClusterConfig(address=address or None), EvaluationConfig(device="auto")):
+    with ray_session(ClusterConfig(address=address or None), EvaluationConfig(device="auto"), models.specs):
         import ray  # reads its settings when it is first imported, so after the session has made them
 
         from kinray.cluster.shards import Shards
@@ -48,15 +42,3 @@ def measure_on_ray(
         cpus = int(resources.get("CPU", 1)) if address else cores()
         count = shards or (gpus if cuda else cpus)
         return Shards(models, count, "cuda" if cuda else "cpu", rows).statistics(progress)
-
-
-def _check_reachable(address: str) -> None:
-    host, separator, port = address.rpartition(":")
-    if not separator or "/" in host or not port.isdecimal():
-        return  # auto, or a form that Ray knows better
-    try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-    except (OSError, OverflowError) as error:
-        raise RunError(
-            f"Cannot join the Ray cluster at '{address}': {error}. Check --ray; without an address it needs none."
-        ) from error

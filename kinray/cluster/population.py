@@ -32,7 +32,7 @@ def run_population(
         searcher: gives children and takes results.
         statistics: of the founders.
         folder: for what Tune writes; it is never read back.
-        slots: children scored at once.
+        slots: children scored at once, at most.
         config: how often a trial is tried again, and where children are logged.
         on_interrupt: called when the process is told to stop for the first time, which lets children in flight finish; the
             second time it stops at once.

@@ -68,7 +68,7 @@ class PolicySearcher(Searcher):
         self._policy, self._run, self._kinship, self._watcher = policy, run, kinship, watcher
         self._evaluators = evaluators
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        self._free = list(range(len(evaluators.names)))[::-1]
+        self._free = evaluators.ready()[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
         self._noted: tuple[int, str | None] = (-1, None)
         self._failed: list[Failed] = []
@@ -79,6 +79,7 @@ class PolicySearcher(Searcher):
         if self.error is not None or self.interrupted:
             return Searcher.FINISHED
         try:
+            self._free[:0] = self._evaluators.joined()
             child = self._next_child()
             recipe = json.dumps(to_nodes(child.recipe)) if child is not None else ""
         except Exception as error:
@@ -89,7 +90,7 @@ class PolicySearcher(Searcher):
         slot = self._free.pop()
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
-        return {"child": child.name, "evaluator": self._evaluators.names[slot], "recipe": recipe}
+        return {"child": child.name, "evaluator": self._evaluators.name(slot), "recipe": recipe}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record a child's result and tell the policy."""

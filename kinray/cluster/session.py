@@ -4,17 +4,24 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kinray.checkpoints.models import ModelSpec
 from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.errors import RunError
 from kinray.evaluation.scratch import sweep
 from kinray.signals import shielded
+
+if TYPE_CHECKING:
+    from kinray.cluster.nodes import Node
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,6 +44,12 @@ _MARKER = "kinray.lock"
 _OBJECT_STORE = 256 << 20
 """Bytes; recipes, statistics and scores travel, weights do not."""
 
+_MOST = 4096
+"""Evaluators of a cluster that grows, at most."""
+
+_PATIENCE = 5.0
+"""Seconds for a cluster's port to answer; Ray itself tries for minutes."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -44,24 +57,52 @@ class Session:
 
     Args:
         device: ``cuda`` or ``cpu``, on which evaluators work.
-        evaluators: how many models are scored at once.
+        evaluators: how many models are scored at once, to begin with.
         shards: how many actors hold the founders for kinship.
         threads: of each evaluator, on a CPU.
+        nodes: of the cluster.
+        grows: whether nodes that join later are used too.
     """
 
     device: str
     evaluators: int
     shards: int
     threads: int
+    nodes: "tuple[Node, ...]" = ()
+    grows: bool = False
+
+    @property
+    def slots(self) -> int:
+        """The children that may be scored at once, at most."""
+        return _MOST if self.grows else self.evaluators
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose: bool = False) -> Iterator[Session]:
+def ray_session(
+    cluster: ClusterConfig,
+    evaluation: EvaluationConfig,
+    specs: Sequence[ModelSpec] = (),
+    folders: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    verbose: bool = False,
+) -> Iterator[Session]:
     """Connect to Ray for the length of the block.
 
+    Args:
+        cluster: which, and how many actors.
+        evaluation: on what device.
+        specs: models that every node must have.
+        folders: further folders that every node must have.
+        say: told of a long wait.
+        verbose: whether to show the workers' logs.
+
     Raises:
-        RunError: when the cluster cannot be reached, or GPUs are asked for and it has none.
+        RunError: when the cluster cannot be reached, GPUs are asked for and it has none, or a node lacks a model or has other
+            versions than this process.
     """
+    if cluster.address is not None:
+        _check_reachable(cluster.address)
     os.environ.update(_ALWAYS)
     if cluster.address is None:
         os.environ.update(_PRIVATE)
@@ -73,7 +114,9 @@ def ray_session(cluster: ClusterConfig, evaluation: EvaluationConfig, *, verbose
             sweep()
             with shielded():
                 _connect(cluster, folder, verbose)
-            yield _session(cluster, evaluation)
+            if cluster.address is not None and evaluation.device == "cuda":
+                _await_gpu(cluster, say)
+            yield _session(cluster, evaluation, _nodes(cluster, specs, folders))
         finally:
             ray.shutdown()
             sweep()
@@ -106,7 +149,7 @@ def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None
         try:
             ray.init(address=cluster.address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = " ".join(str(error).split())[:300]
             raise RunError(f"Cannot join the Ray cluster at '{cluster.address}': {reason}") from error
     else:
         ray.init(
@@ -120,30 +163,75 @@ def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None
         )
 
 
-def _session(cluster: ClusterConfig, evaluation: EvaluationConfig) -> Session:
+def _check_reachable(address: str) -> None:
+    host, separator, port = address.rpartition(":")
+    if not separator or "/" in host or not port.isdecimal():
+        return  # auto, or a form that Ray knows better
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"Cannot join the Ray cluster at '{address}': {error}. Check the address, and that the cluster is up."
+        ) from error
+
+
+def _await_gpu(cluster: ClusterConfig, say: Callable[[str], None]) -> None:
+    """Ask the autoscaler for GPUs and wait for the first."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    if ray.cluster_resources().get("GPU", 0) or not cluster.wait_minutes:
+        return
+    say(f"Waiting up to {cluster.wait_minutes:g} minutes for a GPU to join the cluster …")
+    request_resources(bundles=[{"GPU": 1}] * (1 if cluster.evaluators == "auto" else int(cluster.evaluators)))
+    end = time.monotonic() + 60 * cluster.wait_minutes
+    while not ray.cluster_resources().get("GPU", 0) and time.monotonic() < end:
+        time.sleep(1)
+    request_resources(bundles=[])  # from here on, the evaluators that wait for a place are what it sees
+
+
+def _nodes(cluster: ClusterConfig, specs: Sequence[ModelSpec], folders: Sequence[str]) -> "tuple[Node, ...]":
+    from kinray.cluster.nodes import living, survey, this_machine
+
+    if cluster.address is None:
+        return (this_machine(living()[0]),)
+    return tuple(survey(living(), specs, folders))
+
+
+def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple[Node, ...]") -> Session:
+    gpus = sum(node.gpus for node in nodes)
+    if evaluation.device == "cuda" and not gpus:
+        waiting = " If an autoscaler brings GPU nodes, set cluster.wait_minutes." if cluster.address else ""
+        raise RunError(f"evaluation.device is cuda, but the cluster has no GPU. Use auto or cpu, or add a GPU node.{waiting}")
+    device = "cpu" if evaluation.device == "cpu" or not gpus else "cuda"
+    # One CPU is left for Tune's trials and the shards.
+    cpus = _cpus(cluster) if cluster.address is None else max(1, sum(node.cpus for node in nodes) - 1)
+    limit = gpus if device == "cuda" else cpus
+    evaluators = cluster.evaluators
+    if evaluators == "auto":
+        evaluators = limit if device == "cuda" else max(1, cpus // 2)
+    if evaluators > limit and not cluster.wait_minutes:
+        raise RunError(
+            f"cluster.evaluators is {evaluators}, but the cluster has {limit} {'GPUs' if device == 'cuda' else 'free CPUs'}. "
+            "Each evaluator needs one: lower the number, or add nodes; where an autoscaler does, set cluster.wait_minutes."
+        )
+    evaluators = min(evaluators, limit)
+    shards = cluster.shards
+    if shards == "auto":
+        shards = gpus if device == "cuda" else len(nodes)
+    threads = max(1, (cores() if cluster.address is None else cpus) // evaluators)
+    grows = cluster.address is not None and (cluster.evaluators == "auto" or cluster.evaluators > evaluators)
+    return Session(device, evaluators, shards, threads, nodes, grows)
+
+
+def room(session: Session) -> int:
+    """Count the evaluators that a joined cluster has room for now, where their number is auto."""
     import ray
 
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    if evaluation.device == "cuda" and not gpus:
-        raise RunError("evaluation.device is cuda, but the cluster has no GPU. Use auto or cpu, or add a GPU node.")
-    device = "cpu" if evaluation.device == "cpu" or not gpus else "cuda"
-    # One CPU is left for Tune's trials and the shards.
-    cpus = _cpus(cluster) if cluster.address is None else max(1, int(resources.get("CPU", 2)) - 1)
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    evaluators = cluster.evaluators
-    if evaluators == "auto":
-        evaluators = gpus if device == "cuda" else max(1, cpus // 2)
-    limit = gpus if device == "cuda" else cpus
-    if evaluators > limit:
-        raise RunError(
-            f"cluster.evaluators is {evaluators}, but the cluster has {limit} {'GPUs' if device == 'cuda' else 'free CPUs'}. "
-            "Each evaluator needs one: lower the number, or add nodes."
-        )
-    shards = cluster.shards
-    if shards == "auto":
-        shards = gpus if device == "cuda" else nodes
-    return Session(device, evaluators, shards, max(1, (cores() if cluster.address is None else cpus) // evaluators))
+    if session.device == "cuda":
+        return int(resources.get("GPU", 0))
+    return max(1, (int(resources.get("CPU", 2)) - 1) // session.threads)
 
 
 def _cpus(cluster: ClusterConfig) -> int:

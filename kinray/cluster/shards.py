@@ -1,7 +1,6 @@
 """Shard actors: each owns the same tensors of all models and answers for them. Statistics travel, weights do not."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle, repeat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinray.checkpoints.models import Models, ModelSpec, open_models
 from kinray.cluster.evaluator import CacheOfRun
+from kinray.cluster.nodes import Node, living
+from kinray.cluster.placement import Placement, place
+from kinray.cluster.session import Session
 from kinray.core.algebra import Products
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
 from kinray.core.statistics import Statistics
@@ -79,6 +81,7 @@ class Shards:
         device: ``cpu``, or ``cuda`` for a GPU to each shard.
         rows: tensors of which only the first rows count in statistics.
         cache: of parents' weights on each node, if there is one.
+        nodes: of each shard, on a CPU; by default the bytes are spread evenly. Elsewhere if a node is lost.
     """
 
     def __init__(
@@ -88,13 +91,19 @@ class Shards:
         device: str = "cpu",
         rows: Mapping[str, int] | None = None,
         cache: CacheOfRun | None = None,
+        nodes: Sequence[Node] = (),
     ) -> None:
         actor = ray.remote(num_cpus=0, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Shard)
         self._models = models
-        self._owned = balance({name: self._bytes(name) for name in models.names}, count)
+        self._owned = balance(tensor_bytes(models), count)
+        if device == "cuda":
+            strategies: list[Any] = ["SPREAD"] * len(self._owned)
+        else:
+            places = nodes or place(living(), 0, shard_bytes(models, count), device).shards
+            strategies = [NodeAffinitySchedulingStrategy(node.id, soft=True) for node in places]
         self._actors = [
-            actor.options(scheduling_strategy=place).remote(models.specs, names, device, rows or {}, cache)
-            for names, place in zip(self._owned, _places(device), strict=False)
+            actor.options(scheduling_strategy=strategy).remote(models.specs, names, device, rows or {}, cache)
+            for names, strategy in zip(self._owned, strategies, strict=True)
         ]
         self._statistics: Any = None
 
@@ -105,23 +114,21 @@ class Shards:
             CheckpointError: when a model holds NaN or infinity.
             RunError: when a shard cannot be started.
         """
+        sizes = tensor_bytes(self._models)
         out = {
             actor.gram.remote(bundle): bundle
             for actor, names in zip(self._actors, self._owned, strict=True)
-            for bundle in bundles({name: self._bytes(name) for name in names})
+            for bundle in bundles({name: sizes[name] for name in names})
         }
         # A tensor is in one bundle only, so the order in which they come does not change a bit of the sums.
         total = Statistics.zeros(self._models.digests, self._models.names)
         while out:
             done, _ = ray.wait(list(out), num_returns=1)
             total = total + _get(done[0])
-            progress(sum(self._bytes(name) for name in out.pop(done[0])))
+            progress(sum(sizes[name] for name in out.pop(done[0])))
         total = total.take(self._models.names)
         self._statistics = ray.put(total)
         return total
-
-    def _bytes(self, name: str) -> int:
-        return sum(self._models.sources[digest].tensors[name].nbytes for digest in self._models.digests)
 
     def start_products(self, recipe: Recipe) -> list[Any]:
         """Begin to measure a child; ``finish_products`` waits for it."""
@@ -147,6 +154,23 @@ class Shards:
         return float(sum(_get([actor.dot.remote(left, right, names, self._statistics) for actor, names in pairs])))
 
 
+def tensor_bytes(models: Models) -> dict[str, int]:
+    """Return the bytes of each tensor, over the base and all founders."""
+    sources = [models.sources[digest] for digest in models.digests]
+    return {name: sum(source.tensors[name].nbytes for source in sources) for name in models.names}
+
+
+def shard_bytes(models: Models, count: int) -> list[int]:
+    """Return the bytes that each of at most ``count`` shards holds."""
+    sizes = tensor_bytes(models)
+    return [sum(sizes[name] for name in names) for names in balance(sizes, count)]
+
+
+def planned(models: Models, session: Session) -> Placement:
+    """Plan which node does what in a search."""
+    return place(session.nodes, session.evaluators, shard_bytes(models, session.shards), session.device)
+
+
 def balance(sizes: dict[str, int], count: int) -> list[list[str]]:
     """Share tensors out among at most ``count`` shards so that their bytes are nearly equal; the largest go first."""
     shards: list[list[str]] = [[] for _ in range(max(1, min(count, len(sizes))))]
@@ -169,14 +193,6 @@ def bundles(sizes: Mapping[str, int]) -> list[list[str]]:
             result[-1].append(name)
         filled += size
     return result
-
-
-def _places(device: str) -> Iterator[Any]:
-    """Say where the next shard should be: on the nodes in turn, or wherever a GPU is free; elsewhere if its node is lost."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if device == "cuda":
-        return repeat("SPREAD")
-    return cycle([NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes])
 
 
 def _get(ref: Any) -> Any:

@@ -235,7 +235,10 @@ class ClusterConfig(Section):
     address: str | None = None
     """Ray cluster to join (auto, or host:port); by default a private one on this machine."""
     evaluators: Count = "auto"
-    """Models scored at once. auto: one for each GPU; without GPUs one for each 2 cores."""
+    """Models scored at once. auto: one for each GPU; without GPUs one for each 2 cores. Nodes that join later add to it."""
+    wait_minutes: float = Field(default=0, ge=0)
+    """How long to wait, at an address, for the first GPU of evaluation.device cuda. Then more evaluators may be asked for than
+    fit at first; an autoscaler brings their nodes."""
     shards: Count = "auto"
     """Actors that hold the founders' tensors for kinship. auto: one for each GPU; without GPUs one for each node."""
     retries: int = Field(default=2, ge=0, le=100)

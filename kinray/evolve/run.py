@@ -40,14 +40,17 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     from kinray.cluster.population import run_population
     from kinray.cluster.searcher import PolicySearcher
     from kinray.cluster.session import ray_session
-    from kinray.cluster.shards import Shards
+    from kinray.cluster.shards import Shards, planned
 
-    config = prepared.config
+    config, specs = prepared.config, prepared.models.specs
     terminal.note("starting Ray")
-    with ray_session(config.cluster, config.evaluation, verbose=terminal.verbose) as session:
+    with ray_session(
+        config.cluster, config.evaluation, specs, config.task_paths, say=terminal.line, verbose=terminal.verbose
+    ) as session:
         terminal.session(session)
-        evaluators = Evaluators(prepared.models.specs, config, session)
-        shards = Shards(prepared.models, session.shards, cache=cache_of(config))
+        plan = planned(prepared.models, session)
+        evaluators = Evaluators(specs, config, session, plan.evaluators, terminal.line)
+        shards = Shards(prepared.models, session.shards, cache=cache_of(config), nodes=plan.shards)
         with terminal.bytes("kinship of the founders", prepared.models.nbytes()) as progress:
             statistics = shards.statistics(progress)
         evaluators.share(statistics)
@@ -68,7 +71,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         terminal.note("loading the model and the tasks into the evaluators")
         if any(task.floor is not None for task in config.tasks):
             _score_references(prepared, run, policy, evaluators.score_all)
-        run_population(searcher, statistics, run.next_session(), session.evaluators, config, terminal.interrupted)
+        run_population(searcher, statistics, run.next_session(), session.slots, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             evaluators.close()
             return Finished(policy, statistics, None)
@@ -76,6 +79,17 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         board = _compare(prepared, run, policy, evaluators.score_all)
         evaluators.close()
         return Finished(policy, statistics, board)
+
+
+def placement(prepared: Prepared, terminal: Terminal) -> list[tuple[str, str]]:
+    """Say for each node of the cluster what a search would give it, and why, without starting anything on it."""
+    from kinray.cluster.session import ray_session
+    from kinray.cluster.shards import planned
+
+    config = prepared.config
+    terminal.note("looking at the cluster")
+    with ray_session(config.cluster, config.evaluation, prepared.models.specs, config.task_paths, say=terminal.line) as session:
+        return planned(prepared.models, session).lines(session.device)
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:

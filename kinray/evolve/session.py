@@ -14,7 +14,7 @@ from kinray.errors import KinrayError, RunError
 from kinray.evaluation.tasks import Split
 from kinray.evolve.export import export_model
 from kinray.evolve.prepare import Prepared, prepare
-from kinray.evolve.run import Finished, run_search
+from kinray.evolve.run import Finished, placement, run_search
 from kinray.records.run import RunFolder, check_vacant, read_run_config
 from kinray.report.card import model_card
 from kinray.report.recipe_yaml import recipe_yaml
@@ -66,6 +66,7 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
         ("Bytes read for kinship", _bytes(prepared.models.nbytes())),
         ("Bytes of the export", f"{_bytes(prepared.export_bytes)} in {prepared.config.output}/best"),
     ]
+    terminal.facts("Placement", placement(prepared, terminal))
     terminal.facts("First generation", lines)
     terminal.facts("Cost", facts)
     return 0

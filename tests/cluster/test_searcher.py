@@ -27,9 +27,18 @@ class FakeEvaluators:
     """Scores a recipe by its digest, or fails it."""
 
     def __init__(self, slots: int = 2) -> None:
-        self.names = [f"evaluator-{number}" for number in range(slots)]
+        self.slots = slots
         self.asked: list[str] = []
         self.broken: set[str] = set()
+
+    def ready(self) -> list[int]:
+        return list(range(self.slots))
+
+    def joined(self) -> list[int]:
+        return []
+
+    def name(self, number: int) -> str:
+        return f"evaluator-{number}"
 
     def score_now(self, number: int, recipe: Recipe) -> Result:
         self.asked.append(recipe.digest)

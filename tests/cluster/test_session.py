@@ -89,17 +89,17 @@ def test_folders_of_killed_sessions_are_removed_and_those_of_living_ones_kept() 
     foreign.rmdir()
 
 
-def test_more_evaluators_than_a_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
+def test_more_evaluators_than_a_cluster_has_room_for_are_refused() -> None:
+    from kinray.cluster.nodes import Node
     from kinray.cluster.session import _session
     from kinray.config import ClusterConfig, EvaluationConfig
     from kinray.errors import RunError
 
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    nodes = (Node("a", "10.0.0.1", cpus=4, gpus=1), Node("b", "10.0.0.2", cpus=4, gpus=0))
 
     with pytest.raises(RunError, match="evaluators is 2, but the cluster has 1 GPUs"):
-        _session(ClusterConfig(address="auto", evaluators=2), EvaluationConfig())
+        _session(ClusterConfig(address="auto", evaluators=2), EvaluationConfig(), nodes)
     with pytest.raises(RunError, match="evaluators is 8, but the cluster has 7 free CPUs"):
-        _session(ClusterConfig(address="auto", evaluators=8), EvaluationConfig(device="cpu"))
+        _session(ClusterConfig(address="auto", evaluators=8), EvaluationConfig(device="cpu"), nodes)
+    with pytest.raises(RunError, match=r"cluster has no GPU.*set cluster\.wait_minutes"):
+        _session(ClusterConfig(address="auto"), EvaluationConfig(device="cuda"), nodes[1:])

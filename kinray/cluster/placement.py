@@ -1,0 +1,72 @@
+"""Which node does what: evaluators where their device is, shards where memory is free, beside evaluators if they fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kinray.cluster.nodes import Node
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A plan, which Ray follows while the nodes are there.
+
+    Args:
+        nodes: all of the cluster.
+        evaluators: the node of each.
+        shards: the node of each.
+        shard_bytes: what each shard maps.
+    """
+
+    nodes: tuple[Node, ...]
+    evaluators: tuple[Node, ...]
+    shards: tuple[Node, ...]
+    shard_bytes: tuple[int, ...]
+
+    def lines(self, device: str) -> list[tuple[str, str]]:
+        """Say for each node what it gets, and why."""
+        return [
+            (node.address, self._line(node, f"{node.gpus} GPUs" if device == "cuda" else f"{node.cpus} CPUs"))
+            for node in self.nodes
+        ]
+
+    def _line(self, node: Node, has: str) -> str:
+        scoring = self.evaluators.count(node)
+        mapped = [size for one, size in zip(self.shards, self.shard_bytes, strict=True) if one == node]
+        words = f"evaluators: {scoring}, for its {has}" if scoring else f"evaluators: none, it has {has}"
+        if not mapped:
+            return f"{words}; shards: none"
+        beside = " beside them," if scoring else ""
+        fits = "fits" if sum(mapped) <= node.free else "does not fit, so it is read from the disk again and again,"
+        return (
+            f"{words}; shards: {len(mapped)},{beside} of {_gb(sum(mapped))}, which {fits} into {_gb(node.free)} of free memory"
+        )
+
+
+def place(nodes: Sequence[Node], evaluators: int, shard_bytes: Sequence[int], device: str) -> Placement:
+    """Plan where evaluators and shards go.
+
+    Args:
+        nodes: at least one.
+        evaluators: at most one for each GPU, or on ``cpu`` for each CPU.
+        shard_bytes: of each shard.
+        device: ``cuda`` or ``cpu``, of the evaluators.
+    """
+    rooms = {node: node.gpus if device == "cuda" else node.cpus for node in nodes}
+    scoring: list[Node] = []
+    for _ in range(evaluators):
+        node = max(rooms, key=lambda one: rooms[one])
+        rooms[node] -= 1
+        scoring.append(node)
+    free = {node: node.free for node in nodes}
+    shards: dict[int, Node] = {}
+    for number in sorted(range(len(shard_bytes)), key=lambda number: -shard_bytes[number]):
+        size = shard_bytes[number]
+        near = [node for node in dict.fromkeys(scoring) if free[node] >= size]
+        node = max(near or nodes, key=lambda one: free[one])
+        free[node] -= size
+        shards[number] = node
+    return Placement(tuple(nodes), tuple(scoring), tuple(shards[n] for n in range(len(shard_bytes))), tuple(shard_bytes))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
