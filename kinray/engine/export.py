@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from kinray.core.recipe import Recipe
 from kinray.engine.gram import check_finite
 from kinray.engine.materialise import Materialiser
 from kinray.engine.workers import Making, memory_for, work_on
-from kinray.errors import RunError
+from kinray.errors import CheckpointError, RunError
 
 Progress = Callable[[int], None]
 """Called with the number of bytes written since the last call."""
@@ -63,7 +63,7 @@ def makings(materialiser: Materialiser, recipe: Recipe, dtype: str) -> list[Maki
                 with np.errstate(all="ignore"):  # what is not finite is found afterwards
                     return materialiser.tensor(plan, name, DTYPES[dtype])
             except ArithmeticError:
-                check_finite(name, taken())
+                _blame_models(name, taken())
                 raise
 
         return Making(name, CODES[dtype], models.base.tensors[name].shape, make, taken, buffers)
@@ -99,8 +99,7 @@ def write_model(
 
     Raises:
         RoomError: when the disk has too little room.
-        CheckpointError: when a tensor of a model holds NaN or infinity.
-        RunError: when a tensor is not finite in its dtype.
+        RunError: when a tensor is not finite in its dtype, or one that it is made of is not.
     """
     writer = WeightWriter(folder, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, shard_bytes)
     sums: dict[str, int] = {}
@@ -147,11 +146,19 @@ def write_recipe(
     return written
 
 
+def _blame_models(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise RunError, which fails a child and not the search, for the first model whose tensor holds NaN or infinity."""
+    try:
+        check_finite(name, tensors)
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
+
+
 def _check_finite(tensor: Making, data: memoryview) -> None:
     array, step = np.frombuffer(data, np.uint8), 1 << 20
     bad = sum(count_not_finite(array[start : start + step], tensor.dtype) for start in range(0, len(array), step))
     if bad:
-        check_finite(tensor.name, tensor.taken())
+        _blame_models(tensor.name, tensor.taken())
         raise RunError(
             f"Tensor '{tensor.name}' of the merge holds NaN or infinity in {bad} of {prod(tensor.shape)} places as "
             f"{tensor.dtype}. Change the parameters of the merge, or choose a dtype with a larger range."

@@ -253,7 +253,7 @@ def test_a_child_that_is_no_number_fails_and_is_not_asked(
 
     results = [scorer.score(model.founder) for model in (broken, wild)]
 
-    assert isinstance(results[0], Failed) and "'model.norm.weight' of the merge holds NaN or infinity" in results[0].error
+    assert isinstance(results[0], Failed) and "'broken': tensor 'model.norm.weight' holds NaN or infinity" in results[0].error
     assert results[1] == Failed("160 of 160 log-likelihoods of the child are NaN")
     assert left(places) == []
 
