@@ -3,7 +3,7 @@
 from typing import Any
 
 from kinray.cluster.shards import Shards
-from kinray.core.algebra import KinshipMap, MissingProduct, is_linear
+from kinray.core.algebra import KinshipMap, MissingProduct
 from kinray.core.kinship import Metric
 from kinray.core.recipe import Recipe
 from kinray.core.statistics import Statistics
@@ -37,7 +37,7 @@ class SearchKinship:
 
     def prefetch(self, recipe: Recipe) -> None:
         """Begin to measure a child that will be asked about, while it is being scored."""
-        if not is_linear(recipe) and recipe.digest not in self._started:
+        if not self._map.is_linear(recipe) and recipe.digest not in self._started:
             self._started[recipe.digest] = self._shards.start_products(recipe)
 
     def _measure(self, *recipes: Recipe) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kinray.core.kinship import Metric, Moments, kinship
 from kinray.core.layers import depths
-from kinray.core.methods import Method, Params, method_named
+from kinray.core.methods import LinearForm, Method, Params, method_named
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
 
@@ -60,6 +60,7 @@ class KinshipMap:
         self._depths = depths(statistics.tensors)
         self._known: dict[str, Products] = {}
         self._dots: dict[frozenset[str], float] = {}
+        self._linear: set[str] = set()
 
     def add_products(self, recipe: Recipe, products: Products) -> None:
         """Keep what was measured of a child that algebra does not cover."""
@@ -87,15 +88,23 @@ class KinshipMap:
         )
         return float(kinship(metric, moments))
 
+    def is_linear(self, recipe: Recipe) -> bool:
+        """Tell whether algebra covers a model; what it found of ancestors is remembered."""
+        unknown = topological([recipe], self._linear)
+        linear = all(_is_linear(node) for node in unknown)
+        if linear:
+            self._linear.update(node.digest for node in unknown)
+        return linear
+
     def row(self, recipe: Recipe) -> Float64 | None:
         """Return the (T, M) coefficients of δ on [θ0, δ1 … δN], or None for a child outside their span."""
         return self._products(recipe).row_TM
 
     def _dot(self, a: Recipe, left: Products, b: Recipe, right: Products) -> float:
         if right.row_TM is not None:
-            return float((left.dots_TM * right.row_TM).sum())
+            return float(np.vdot(left.dots_TM, right.row_TM))
         if left.row_TM is not None:
-            return float((right.dots_TM * left.row_TM).sum())
+            return float(np.vdot(right.dots_TM, left.row_TM))
         pair = frozenset((a.digest, b.digest))
         if pair not in self._dots:
             raise MissingProduct(a, b)
@@ -109,7 +118,7 @@ class KinshipMap:
 
     def _products(self, recipe: Recipe) -> Products:
         if recipe.digest not in self._known:
-            if not is_linear(recipe):
+            if not self.is_linear(recipe):
                 raise MissingProduct(recipe)
             rows = linear_rows(recipe, self._depths, self._statistics.gram_TMM, self._index, self._known)
             for digest, row_tm in rows.items():
@@ -128,7 +137,11 @@ class KinshipMap:
 
 def is_linear(recipe: Recipe) -> bool:
     """Tell whether a recipe is a weighted sum of founders, however deep it is."""
-    return all(isinstance(node, Founder) or method_named(node.method).is_linear(node.params) for node in topological([recipe]))
+    return all(_is_linear(node) for node in topological([recipe]))
+
+
+def _is_linear(node: Recipe) -> bool:
+    return isinstance(node, Founder) or method_named(node.method).is_linear(node.params)
 
 
 def linear_rows(
@@ -158,9 +171,7 @@ def linear_rows(
         assert row is not None, "a linear child of measured parents is measured itself"
         return row + np.eye(1, models)
 
-    for node in topological([recipe]):
-        if node.digest in known:
-            continue
+    for node in topological([recipe], known):
         if isinstance(node, Founder):
             place = index[node.digest]
             rows[node.digest] = np.tile(np.eye(models)[place] if place else np.zeros(models), (tensors, 1))
@@ -198,9 +209,10 @@ def child_row(
         gram_TPP = vector_TPM @ gram_TMM @ vector_TPM.transpose(0, 2, 1)
     else:
         gram_TPP = np.full((tensors, parents, parents), np.nan)
-    forms = [
-        method.form(params, gram_PP, against_base=against_base) for params, gram_PP in zip(params_T, gram_TPP, strict=True)
-    ]
+    forms: list[LinearForm] = []
+    for params, gram_PP in zip(params_T, gram_TPP, strict=True):
+        same = not method.needs_gram and bool(forms) and params is params_T[0]
+        forms.append(forms[0] if same else method.form(params, gram_PP, against_base=against_base))
     coef_TP = np.array([form.parents for form in forms]).reshape(tensors, parents)
     child_TM: Float64 = np.einsum("tp,tpm->tm", coef_TP, theta_TPM)
     child_TM[:, 0] += [form.base for form in forms]

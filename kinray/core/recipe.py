@@ -6,7 +6,7 @@ lie and whatever they are called.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -101,17 +101,19 @@ def _node(merge: Merge, parents: Sequence[str | int], base: str | int | None) ->
     return node | ({} if base is None else {"base": base}) | ({} if merge.seed is None else {"seed": merge.seed})
 
 
-def topological(recipes: Iterable[Recipe]) -> list[Recipe]:
+def topological(recipes: Iterable[Recipe], known: Container[str] = ()) -> list[Recipe]:
     """List ``recipes`` and all their ancestors once each, parents (and bases) before children.
+
+    Those whose digest is ``known`` are left out, and so is what only they come from.
 
     Iterative, so that depth is limited by ``MAX_DEPTH`` alone and not by Python's stack.
     """
     order: dict[str, Recipe] = {}
     for root in recipes:
-        stack = [root]
+        stack = [root] if root.digest not in known else []
         while stack:
             recipe = stack[-1]
-            missing = [need for need in _needs(recipe) if need.digest not in order]
+            missing = [need for need in _needs(recipe) if need.digest not in order and need.digest not in known]
             if missing and recipe.digest not in order:
                 stack.extend(reversed(missing))
             else:

@@ -26,6 +26,8 @@ def start(config: Config, console: Console, *, verbose: bool) -> int:
     check_vacant(Path(config.output))
     terminal = Terminal(console, verbose=verbose)
     prepared = _prepare(config, terminal, fresh=True)
+    if config.cluster.address is not None:  # what other machines lack is said before anything is written
+        terminal.facts("Placement", placement(prepared, terminal))
     with closing(RunFolder.create(prepared.config, _digests(prepared))) as run:
         return _see_through(prepared, run, terminal)
 
