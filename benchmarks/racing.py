@@ -122,8 +122,8 @@ class Rule(Protocol):
     def start(self, search: Search) -> None:
         """Begin a search."""
 
-    def generation(self, top: Sequence[Scored], known: Sequence[Scored], number: int, children: int) -> None:
-        """Begin a generation, with S as it stands and the others that were scored on all items."""
+    def generation(self, top: Sequence[Scored], known: Sequence[Scored], children: int) -> None:
+        """Begin a generation, with S as it stands, and the founders and children that once entered it."""
 
     def asked(self, child: Scored) -> int:
         """Return the number of items a child is asked before it is dropped; all of them if it is not."""
@@ -138,7 +138,7 @@ class Everything:
         """Keep the number of items."""
         self._items = sum(search.counts.values())
 
-    def generation(self, top: Sequence[Scored], known: Sequence[Scored], number: int, children: int) -> None:
+    def generation(self, top: Sequence[Scored], known: Sequence[Scored], children: int) -> None:
         """Do nothing."""
 
     def asked(self, child: Scored) -> int:
@@ -155,7 +155,7 @@ class Foresight:
         """Keep the number of items."""
         self._items = sum(search.counts.values())
 
-    def generation(self, top: Sequence[Scored], known: Sequence[Scored], number: int, children: int) -> None:
+    def generation(self, top: Sequence[Scored], known: Sequence[Scored], children: int) -> None:
         """Take the last of S as the bar."""
         self._bar = rank(top[-1])
 
@@ -173,13 +173,12 @@ class Racing:
 
     def start(self, search: Search) -> None:
         """Nothing is spent."""
-        self._search, self._spent = search, list[float]()
+        counts = search.counts
+        self._order, self._spent = item_order(counts, dict.fromkeys(counts, 1.0), search.name), list[float]()
 
-    def generation(self, top: Sequence[Scored], known: Sequence[Scored], number: int, children: int) -> None:
-        """Draw the order, set the level."""
-        counts = self._search.counts
-        self._order = item_order(counts, dict.fromkeys(counts, 1.0), f"{self._search.name}/{number}")
-        self._race = Race(top, self._order, known)
+    def generation(self, top: Sequence[Scored], known: Sequence[Scored], children: int) -> None:
+        """Set the bar and the level."""
+        self._race, self._bar = Race(top, self._order, known), rank(top[-1])
         self._level = level(self._error_rate, self._spent, children) if self._error_rate else 0.0
 
     def asked(self, child: Scored) -> int:
@@ -188,7 +187,7 @@ class Racing:
         ends = rounds(len(values))
         # A child that stops at one look stops at all later ones, so the first is found by bisection.
         first = bisect(ends[:-1], False, key=lambda seen: self._race.look(values[:seen], self._level).stop)
-        if ends[first] == len(values):
+        if ends[first] == len(values) and rank(child) > self._bar:
             self._spent.append(self._level)
         return ends[first]
 
@@ -215,7 +214,7 @@ class Asha:
             for seen, recorded in self._recorded.items():
                 recorded.append(self._score(values[:seen]))
 
-    def generation(self, top: Sequence[Scored], known: Sequence[Scored], number: int, children: int) -> None:
+    def generation(self, top: Sequence[Scored], known: Sequence[Scored], children: int) -> None:
         """Do nothing: it does not know generations."""
 
     def asked(self, child: Scored) -> int:
@@ -274,23 +273,26 @@ def run(search: Search, rule: Rule) -> Result:
     numbers = {name: number for number, name in enumerate(chain(*search.generations))}
     founders, *later = search.generations
     scored, items, wrong, children = list(founders), sum(search.counts.values()), 0, 0
-    saved = 0.0
+    saved, good = 0.0, set(founders)
 
     def top() -> list[str]:
         return sorted(scored, key=lambda name: (-rank(search.scores[name]), numbers[name]))[:K]
 
-    for number, generation in enumerate(later, 1):
+    for generation in later:
         before = top()
-        known = [search.scores[name] for name in scored if name not in before]
-        rule.generation([search.scores[name] for name in before], known, number, len(generation))
+        known = [search.scores[name] for name in scored if name in good and name not in before]
+        rule.generation([search.scores[name] for name in before], known, len(generation))
         for name in generation:
             asked = rule.asked(search.scores[name])
             children += 1
             saved += 1 - asked / items
-            if asked == items:
-                scored.append(name)
-            else:
-                wrong += rank(search.scores[name]) > rank(search.scores[before[-1]])
+            enters = rank(search.scores[name]) > rank(search.scores[before[-1]])
+            if asked < items:
+                wrong += enters
+                continue
+            scored.append(name)
+            if enters:
+                good.add(name)
     return Result(saved / children, wrong, tuple(top()))
 
 

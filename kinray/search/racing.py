@@ -1,6 +1,6 @@
 """Racing: stop scoring a child that cannot reach the k-th best of S, with a bound on ever stopping a wrong one.
 
-    order = item_order({"arc": 500, "gsm8k": 250}, {"arc": 1.0, "gsm8k": 2.0}, "seed 0, generation 3")
+    order = item_order({"arc": 500, "gsm8k": 250}, {"arc": 1.0, "gsm8k": 2.0}, "seed 0")
     race = Race(top, order)                                        # S as it stood when the generation began
     allowed = level(0.05, spent, children=4)                       # for each child of the generation
     for n in rounds(len(order)):
@@ -16,7 +16,8 @@ without racing would give it:
 The rival, the k-th best of S, has the known score θ_r. A child that enters S has θ > θ_r; it must not be stopped.
 
 **The order** is random: the next item is i with probability w_i / Σ w over the items that remain. So each task's items come in
-uniformly random order, and tasks take turns in proportion to their weights.
+uniformly random order, and tasks take turns in proportion to their weights. It is drawn once for a search, so that all models
+are asked the same items together: that decides the last bits of their answers.
 
 **The bet.** Guess each score by some g_i in [0, 1] that looks only at the past: here a regression on what known models score on
 this item, which begins as the mean of S and learns at the end of each round. Before the t-th item, let L_t be the weight that
@@ -37,23 +38,26 @@ is a nonnegative supermartingale, and by Ville's inequality
 It may be looked at as often as one likes. λ_t grows K fastest if the future is as the past: the estimated gap e − d over its
 estimated second moment. How good guesses and bets are decides how soon hopeless children stop, never whether (4) holds.
 
-**The search.** Take as given all that is known when a generation begins, its children included. Its order is drawn afresh, so
-(4) holds for each of its n children. Each gets the level
+**The search.** Call a child good if it enters S: if it beats the k-th best of S as S stood when its generation began, breaks no
+floor and does not fail. Each of a generation's n children gets the level
 
-    (α − Σ levels of earlier children that were not stopped) / 2n,                                                 (5)
+    (α − Σ levels of the good children of earlier generations) / 2n.                                               (5)
 
-fixed before it begins. Call a child good if it enters S. As long as no good child was stopped, all earlier good ones have spent
-their levels, so by (5) the levels of all good children, this generation's included, add up to at most α. Hence the first wrong
-stop, and with it any, has at most the probability α, however long the search is and whatever it breeds from what it stopped.
-Without a wrong stop, S is at each generation what those children make it without racing.
+Suppose that nothing of a child that is not good, and not even whether it was stopped, has a part in what is bred, in levels or
+in guesses. Then think of the search that stops no child. What it breeds does not depend on the order, so for each of its good
+children (4) holds with its level, and by (5) these add up to at most α. Up to its first wrong stop, the search that stops
+children makes the same good ones with the same levels. Hence it makes a wrong stop with at most the probability α, however
+long it is; and without one it makes the same children, and ends with the same S, as if it had stopped none.
 
-Nothing depends on the order in which children arrive: S, the items' order and the levels are fixed when a generation begins.
+``TopK`` keeps to that supposition: of a raced generation only good children may be mates, and all others are told to the study
+of hyperparameters alike. Nothing depends on the order in which children arrive, either.
 
 Sources: Waudby-Smith and Ramdas, Confidence sequences for sampling without replacement, NeurIPS 2020 (arXiv 2006.04347), and
 Estimating means of bounded random variables by betting, JRSS-B 2023 (arXiv 2010.09686), for (2) to (4) with equal weights and
 for the bets (there: approximate GRAPA); Shekhar et al., Risk-limiting financial audits via weighted sampling without
 replacement, UAI 2023 (arXiv 2305.06884), for the weighted order and for guesses as control variates. (5) hands on the level of
-what was rejected, as fallback procedures do (Tian and Ramdas, Online control of the familywise error rate, arXiv 1910.04900).
+what need not be protected, as fallback procedures do (Tian and Ramdas, Online control of the familywise error rate, arXiv
+1910.04900).
 
 Shapes: N items of all tasks, in the order of the race; n of them seen; M known models, S first.
 """
@@ -69,6 +73,9 @@ import numpy as np
 from kinray.core.scores import Scored
 from kinray.core.statistics import Float64
 
+PACK = 32
+"""Items that are asked together, unless there is a reason for more."""
+
 _BOLDEST = 0.9
 """Largest share of what it has that a bet may lose on one item."""
 _SPREAD, _WORTH = 0.1, 8.0
@@ -83,7 +90,7 @@ Reason = Literal["certain", "evidence"]
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which all children of a generation are asked.
+    """The order in which all models of a search are asked.
 
     Args:
         items: (N,) of each item: its task, and its place among the task's items.
@@ -102,7 +109,7 @@ class Order:
 
 
 def item_order(counts: Mapping[str, int], weights: Mapping[str, float], purpose: str) -> Order:
-    """Draw the order of one generation.
+    """Draw the order of a search's items.
 
     Sorting E_i / w_i with independent standard exponentials E_i draws without replacement, each time with probabilities in the
     proportion of the weights (Efraimidis and Spirakis, Information Processing Letters 97, 2006).
@@ -110,7 +117,7 @@ def item_order(counts: Mapping[str, int], weights: Mapping[str, float], purpose:
     Args:
         counts: items of each task.
         weights: of each task in the score, above zero.
-        purpose: what the random numbers follow from; another one for each generation of each search.
+        purpose: what the random numbers follow from; another one for each search.
     """
     total = math.fsum(weights[task] for task in counts)
     share = {task: weights[task] / total / count for task, count in counts.items()}
@@ -120,11 +127,17 @@ def item_order(counts: Mapping[str, int], weights: Mapping[str, float], purpose:
     return Order(items, np.array([share[task] for task, _ in items]))
 
 
-def rounds(items: int, first: int = 16, growth: float = 1.125) -> list[int]:
-    """List how many items a child has been asked at the end of each round; rounds grow with what is done, the last ends it."""
-    ends = [min(first, items)]
+def rounds(items: int, pack: int = PACK, growth: float = 1.125) -> list[int]:
+    """List how many items a child has been asked at the end of each round: whole packs, more with what is done; the last ends it.
+
+    Args:
+        items: of all tasks.
+        pack: items that are asked together.
+        growth: factor by which they grow at least.
+    """
+    ends = [min(pack, items)]
     while ends[-1] < items:
-        ends.append(min(items, max(ends[-1] + first, math.ceil(ends[-1] * growth))))
+        ends.append(min(items, pack * max(ends[-1] // pack + 1, math.ceil(ends[-1] * growth / pack))))
     return ends
 
 
@@ -133,7 +146,7 @@ def level(error_rate: float, spent: Sequence[float], children: int) -> float:
 
     Args:
         error_rate: of the whole search, above 0 and below 1.
-        spent: levels of the children of earlier generations that were raced and not stopped, failed ones included.
+        spent: levels of the good children of earlier generations.
         children: of this generation.
     """
     return max(0.0, error_rate - math.fsum(spent)) / (2 * children)
@@ -174,7 +187,7 @@ class Race:
         top: S, best first, when the generation began, each of its models scored on all items; the last is the rival. S must be
             full: with fewer than k models every child enters it.
         order: of the generation's items.
-        known: other models that were scored on all items by then, which help to guess.
+        known: founders and good children that are not in S, which help to guess.
         ends: how many items have been asked at the end of each round, when guesses learn; by default ``rounds``.
     """
 
