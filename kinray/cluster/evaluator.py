@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -14,7 +14,7 @@ from kinray.cluster.nodes import Node
 from kinray.cluster.session import Session, room
 from kinray.config import Config
 from kinray.core.recipe import Recipe, from_nodes, to_nodes
-from kinray.core.scores import Failed, Result
+from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
 from kinray.evaluation.tasks import Split
@@ -56,7 +56,8 @@ class Evaluator:
         self._scorer: Any = None
         self._cache_of_run = cache
         self._cache: ParentCache | None = None
-        self._results: dict[tuple[str, Split], Result] = {}
+        self._results: dict[tuple[str, Split], Scored | Failed] = {}
+        self._under_way: tuple[str, Iterator[Scored | Failed], list[Scored | Failed]] | None = None
         self._failures: dict[tuple[str, Split], int] = {}
 
     def warm(self) -> bool:
@@ -77,7 +78,7 @@ class Evaluator:
         if self._cache is not None:
             self._cache.clear()
 
-    def score(self, nodes: list[dict[str, Any]], split: Split, statistics: Statistics) -> Result:
+    def score(self, nodes: list[dict[str, Any]], split: Split, statistics: Statistics) -> Scored | Failed:
         """Score a recipe on a split. Asked again for the same, it answers from memory.
 
         Raises:
@@ -87,17 +88,64 @@ class Evaluator:
         recipe = from_nodes(nodes)
         key = (recipe.digest, split)
         if key not in self._results:
-            self._results[key] = self._try(recipe, key, statistics)
-            while len(self._results) > _REMEMBERED:
-                self._results.pop(next(iter(self._results)))
+            self._under_way = None
+            self._remember(key, self._try(lambda: self._scorer.score(recipe, split), key, statistics))
         return self._results[key]
 
-    def _try(self, recipe: Recipe, key: tuple[str, Split], statistics: Statistics) -> Result:
+    def ask(
+        self, nodes: list[dict[str, Any]], ends: Sequence[int], number: int, statistics: Statistics
+    ) -> tuple[Scored | Failed, bool]:
+        """Ask a child the search's items up to the end of a round. Asked again for the same, it answers from memory.
+
+        Args:
+            nodes: the child's recipe.
+            ends: how many items have been asked at the end of each round.
+            number: of the round, from 0.
+            statistics: of the founders.
+
+        Returns:
+            what is known then, and whether it is the result.
+
+        Raises:
+            Exception: as ``score`` does.
+        """
+        recipe = from_nodes(nodes)
+        key: tuple[str, Split] = (recipe.digest, "search")
+        if key not in self._results:
+            if self._under_way is None or self._under_way[0] != recipe.digest:
+                self._under_way = recipe.digest, self._rounds(recipe, ends), []
+            _, rounds, known = self._under_way
+            while len(known) <= number:
+                known.append(self._try(lambda: next(rounds), key, statistics))
+            result = known[number]
+            if isinstance(result, Scored) and result.items < ends[-1]:
+                return result, False
+            self._under_way = None
+            self._remember(key, result)
+        return self._results[key], True
+
+    def so_far(self, digest: str) -> Scored | None:
+        """Return what the child that is under way scored so far, if it is the one of this digest."""
+        if self._under_way is None or self._under_way[0] != digest:
+            return None
+        known = self._under_way[2][-1]
+        return known if isinstance(known, Scored) else None
+
+    def _rounds(self, recipe: Recipe, ends: Sequence[int]) -> Iterator[Scored | Failed]:
+        yield from self._scorer.rounds(recipe, "search", ends)  # first looked at when there is a scorer
+
+    def _remember(self, key: tuple[str, Split], result: Scored | Failed) -> None:
+        self._results[key] = result
+        while len(self._results) > _REMEMBERED:
+            self._results.pop(next(iter(self._results)))
+
+    def _try(self, scored: Callable[[], Scored | Failed], key: tuple[str, Split], statistics: Statistics) -> Scored | Failed:
         try:
             self.warm()
             self._scorer.use(statistics)
-            result: Result = self._scorer.score(recipe, key[1])
+            result = scored()
         except Exception as error:
+            self._under_way = None
             self._failures[key] = self._failures.get(key, 0) + 1
             if self._failures[key] <= self._config.cluster.retries:
                 raise
@@ -185,12 +233,22 @@ class Evaluators:
         """Give the founders' statistics to all evaluators; before anything is scored."""
         self._statistics = ray.put(statistics)
 
-    def score_now(self, number: int, recipe: Recipe) -> Result:
+    def so_far(self, number: int, recipe: Recipe) -> Scored | None:
+        """Return what a child scored so far that one evaluator asks in rounds; None if it has lost it."""
+        try:
+            known: Scored | None = ray.get(self._actors[number].so_far.remote(recipe.digest))
+        except ray.exceptions.RayError:
+            return None
+        return known
+
+    def score_now(self, number: int, recipe: Recipe) -> Scored | Failed:
         """Return the result of a recipe from one evaluator, at once if it has just scored it."""
         retries = self._cluster.retries
         for attempt in range(retries + 1):
             try:
-                result: Result = ray.get(self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics))
+                result: Scored | Failed = ray.get(
+                    self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics)
+                )
             except ray.exceptions.RayError as error:
                 if attempt == retries:
                     return Failed(_reason(error), broke=True)
@@ -198,9 +256,9 @@ class Evaluators:
                 return result
         raise AssertionError
 
-    def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Result]:
+    def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Scored | Failed]:
         """Score recipes outside of the search, spread over all evaluators; results come in the order of the jobs."""
-        results: dict[int, Result] = {}
+        results: dict[int, Scored | Failed] = {}
         waiting = [(number, 0) for number in range(len(jobs))]
         busy: dict[Any, tuple[int, int, Any]] = {}
         free = [self._actors[number] for number in self._ready]

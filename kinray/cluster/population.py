@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from kinray.cluster.searcher import PolicySearcher
+from kinray.cluster.stopping import scheduler_for
 from kinray.cluster.trial import ChildTrial
 from kinray.config import Config
 from kinray.core.statistics import Statistics
@@ -50,6 +51,7 @@ def run_population(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=scheduler_for(config.evaluation, searcher),
             num_samples=-1,
             max_concurrent_trials=slots,
             reuse_actors=True,

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,12 +12,13 @@ from ray.tune.search import Searcher
 from kinray.cluster.evaluator import Evaluators
 from kinray.cluster.kinship import SearchKinship
 from kinray.core.recipe import to_nodes
-from kinray.core.scores import Difference, Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored, Stopped
 from kinray.errors import RunError
 from kinray.records.run import RunFolder
 from kinray.search.floors import Floor, floors, refusal
 from kinray.search.policy import TopK
 from kinray.search.population import Child, Outcome
+from kinray.search.races import Races
 
 _DIED = "its evaluator's process was killed each time that it was tried; most often memory has run out"
 
@@ -51,6 +52,8 @@ class PolicySearcher(Searcher):
         evaluators: one slot each.
         watcher: who is told.
         max_hours: budget of wall time from now on.
+        ends: how many items a child has been asked at the end of each round; none if no child is to be stopped early.
+        races: who judges children after each round; None where a rule of Tune's does.
     """
 
     def __init__(
@@ -61,12 +64,15 @@ class PolicySearcher(Searcher):
         evaluators: Evaluators,
         watcher: Watcher,
         max_hours: float | None = None,
+        ends: Sequence[int] = (),
+        races: Races | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.error: BaseException | None = None
         self.interrupted = False
         self._policy, self._run, self._kinship, self._watcher = policy, run, kinship, watcher
-        self._evaluators = evaluators
+        self._evaluators, self._races, self.ends = evaluators, races, list(ends)
+        self._stopped: dict[str, Stopped] = {}
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._free = evaluators.ready()[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
@@ -90,7 +96,21 @@ class PolicySearcher(Searcher):
         slot = self._free.pop()
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
-        return {"child": child.name, "evaluator": self._evaluators.name(slot), "recipe": recipe}
+        ends = self.ends if child.generation and (self._races is None or self._races.on()) else []
+        return {"child": child.name, "evaluator": self._evaluators.name(slot), "recipe": recipe, "ends": ends}
+
+    def loses(self, trial_id: str) -> bool:
+        """Tell, after a round of a child, whether it has lost its race."""
+        child, slot, _ = self._out[trial_id]
+        try:
+            partial = self._evaluators.so_far(slot, child.recipe)
+            stopped = self._races.verdict(partial) if self._races is not None and partial is not None else None
+        except Exception as caught:
+            self.error = caught
+            return True
+        if stopped is not None:
+            self._stopped[trial_id] = stopped
+        return stopped is not None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record a child's result and tell the policy."""
@@ -102,12 +122,23 @@ class PolicySearcher(Searcher):
             if error or result is None or "died" in result:
                 outcome: Result = Failed(_DIED, broke=True)
             else:
-                outcome = self._evaluators.score_now(slot, child.recipe)
-            if isinstance(outcome, Scored):
-                outcome.seconds["wait"] = time.perf_counter() - started - sum(outcome.seconds.values())
+                outcome = self._outcome(trial_id, child, slot, result)
+            asked = outcome.partial if isinstance(outcome, Stopped) else outcome
+            if isinstance(asked, Scored):
+                asked.seconds["wait"] = time.perf_counter() - started - sum(asked.seconds.values())
             self._tell(child, outcome, remembered=False)
         except Exception as caught:
             self.error = caught
+
+    def _outcome(self, trial_id: str, child: Child, slot: int, result: dict[str, Any]) -> Result:
+        """Take a child's result from its evaluator, or what it came to when it was stopped."""
+        if (stopped := self._stopped.pop(trial_id, None)) is not None:
+            return stopped
+        if self.ends and result.get("items", self.ends[-1]) < self.ends[-1]:  # a rule of Tune's stopped it
+            partial = self._evaluators.so_far(slot, child.recipe)
+            if partial is not None:
+                return Stopped(partial, self.ends[-1], partial.score, partial.stderr)
+        return self._evaluators.score_now(slot, child.recipe)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Do nothing: a child's result comes when it is complete."""

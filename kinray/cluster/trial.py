@@ -11,14 +11,16 @@ from kinray.core.statistics import Statistics
 
 
 class ChildTrial(tune.Trainable):
-    """One step: the whole evaluation of one child."""
+    """One step: a round of one child's items, or all of them if it is not to be stopped early."""
 
     def setup(self, config: dict[str, Any], statistics: Statistics) -> None:
         """Keep what every child needs."""
         self._statistics = ray.put(statistics)
+        self._round = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another child: the actor of a finished trial serves the next one."""
+        self._round = 0
         return True
 
     def step(self) -> dict[str, Any]:
@@ -26,15 +28,20 @@ class ChildTrial(tune.Trainable):
         evaluator = ray.get_actor(self.config["evaluator"])
         recipe = json.loads(self.config["recipe"])
         try:
-            result = ray.get(evaluator.score.remote(recipe, "search", self._statistics))
+            if ends := self.config["ends"]:
+                result, done = ray.get(evaluator.ask.remote(recipe, ends, self._round, self._statistics))
+            else:
+                result, done = ray.get(evaluator.score.remote(recipe, "search", self._statistics)), True
         except ray.exceptions.RayActorError:  # Ray has tried it as often as the configuration says
             return {"score": float("nan"), "died": True, "done": True}
+        self._round += 1
         if not isinstance(result, Scored):
             return {"score": float("nan"), "done": True}
         return {
             "score": result.score,
             "stderr": result.stderr,
             "tokens": result.tokens,
+            "items": result.items,
             **{f"score/{name}": task.score for name, task in result.tasks.items()},
-            "done": True,
+            "done": done,
         }

@@ -33,6 +33,7 @@ def _gigabytes(value: Any) -> Any:
 
 Count = Annotated[Any, _auto_or(1, 4096)]
 BatchTokens = Annotated[Any, _auto_or(16, 1 << 20)]
+Items = Annotated[Any, _auto_or(1, 1 << 20)]
 Gigabytes = Annotated[Any, PlainValidator(_gigabytes)]
 
 
@@ -195,6 +196,12 @@ class EvaluationConfig(Section):
     """Tokens in one forward pass of prompts that share. auto: 512 on a CPU, where more only adds padding; 8192 on a GPU."""
     share_prompts: bool = True
     """Whether the answers to one question share the computation of their prompt, for models whose attention allows it."""
+    pack: Items = "auto"
+    """Items that are asked together, apart from all others. auto: 32 on a CPU, 128 on a GPU, 256 of another backend."""
+    racing: bool | Literal["asha", "median"] = True
+    """Whether a child that cannot reach the k-th best of S is stopped early. asha, median: Ray Tune's rules, which may err."""
+    racing_error: float = Field(default=0.05, gt=0, lt=1)
+    """Greatest probability that a search stops a child which would have entered S."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each evaluator if there are any."""
     holdout: float = Field(default=0.5, ge=0, lt=1)
@@ -221,6 +228,14 @@ class EvaluationConfig(Section):
         if "pretrained" in self.backend_args:
             raise ValueError("backend_args cannot name 'pretrained': that is each child's folder")
         return self
+
+    def pack_items(self, device: str) -> int:
+        """Return how many items are asked together; another backend that is not to stop early is asked all at once."""
+        if self.pack != "auto":
+            return int(self.pack)
+        if self.backend != "resident":
+            return 256 if self.racing else 1 << 20
+        return 128 if device == "cuda" else 32
 
     def token_budget(self, device: str) -> int:
         """Return the tokens of one forward pass on a device."""

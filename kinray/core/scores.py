@@ -32,6 +32,14 @@ class TaskScore:
     weight: float = 1.0
     paired: bool = True
 
+    def on(self, items: Sequence[str]) -> "TaskScore":
+        """Return the result on some of its items, of a metric that is a mean over items."""
+        assert self.paired
+        value = dict(zip(self.items, self.values, strict=True))
+        values = tuple(value[item] for item in items)
+        mean = math.fsum(values) / len(values)
+        return TaskScore(mean, standard_error(values), tuple(items), values, self.weight)
+
 
 FROM_CACHE = "score cache"
 """What stands for the device of a result that was remembered: nothing was computed."""
@@ -66,6 +74,19 @@ class Scored:
         return weighted_error([task.stderr for task in self.tasks.values()], self._weights)
 
     @property
+    def items(self) -> int:
+        """How many items it was asked."""
+        return sum(len(task.items) for task in self.tasks.values())
+
+    def on(self, items: Mapping[str, Sequence[str]]) -> "Scored":
+        """Return what it scored on some of its items, at no cost; tasks of which there are none are left out.
+
+        Args:
+            items: of each task whose metric is a mean over items.
+        """
+        return Scored({name: self.tasks[name].on(own) for name, own in items.items() if own}, where=self.where)
+
+    @property
     def _weights(self) -> list[float]:
         return [task.weight for task in self.tasks.values()]
 
@@ -83,7 +104,24 @@ class Failed:
     broke: bool = False
 
 
-Result = Scored | Failed
+@dataclass(frozen=True)
+class Stopped:
+    """The outcome of a child that was not asked all items, since it had no prospect; it is never a parent and never the best.
+
+    Args:
+        partial: its results on the items that it was asked; tasks of which it was asked none are missing.
+        of: how many items it would have been asked.
+        score: estimate of its score on all of them.
+        stderr: its standard error.
+    """
+
+    partial: Scored
+    of: int
+    score: float
+    stderr: float
+
+
+Result = Scored | Failed | Stopped
 
 
 @dataclass(frozen=True)
@@ -114,6 +152,12 @@ def difference(better: Scored, *worse: Scored) -> Difference:
     gaps = [task_difference(task, *(one.tasks[name] for one in worse)) for name, task in better.tasks.items()]
     weights = [task.weight for task in better.tasks.values()]
     return Difference(weighted_mean([gap.mean for gap in gaps], weights), weighted_error([gap.stderr for gap in gaps], weights))
+
+
+def on_items_of(partial: Scored, whole: Scored) -> Scored:
+    """Return what a model scored on the items that another one was asked, on tasks whose metric is a mean over items."""
+    tasks = {name: (whole.tasks[name], task) for name, task in partial.tasks.items()}
+    return Scored({name: one.on(own.items) if one.paired and own.paired else one for name, (one, own) in tasks.items()})
 
 
 def task_difference(better: TaskScore, *worse: TaskScore) -> Difference:

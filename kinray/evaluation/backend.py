@@ -1,6 +1,6 @@
 """Where answers come from: kinray's own resident model, or one of lm-eval's model classes on a folder of each child."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ RESIDENT = "resident"
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked of every child: instances of lm-eval's tasks.
+    """What is asked of every child in one pack: instances of lm-eval's tasks.
 
     Args:
         likely: of types ``loglikelihood`` and ``loglikelihood_rolling``.
@@ -31,12 +31,12 @@ class Requests:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a child answered, and what it cost.
+    """What a child answered to a pack, and what it cost.
 
     Args:
         likely: to each of the requests' ``likely``.
         others: to each of their ``others``, in the same groups.
-        seconds: wall time of ``merge`` and ``copy``: to make the weights, and to bring them into the model.
+        seconds: wall time of ``merge`` and ``copy``: to make the weights, and to bring them into the model; of the first pack.
         tokens: that went through the model, padding included.
     """
 
@@ -46,8 +46,8 @@ class Answers:
     tokens: int
 
 
-Ask = Callable[[Recipe], Answers]
-"""Asks one child the requests that it was made for."""
+Ask = Callable[[Recipe], Generator[Answers]]
+"""Asks one child the packs that it was made for, one after the other, until it is closed."""
 
 
 class Backend(Protocol):
@@ -55,8 +55,9 @@ class Backend(Protocol):
 
     The seam between what is asked and judged, which is the same for all, and what computes the answers.
 
-    Contract: nothing of a child is left when ``Ask`` returns or raises. ``Ask`` raises RunError for a child that cannot be
-    asked, and anything else for what is not the child's fault.
+    Contract: one child is asked at a time, and nothing of it is left when ``Ask`` ends, is closed or raises. It raises RunError
+    for a child that cannot be asked, and anything else for what is not the child's fault. What is answered to a pack depends
+    on no other one.
     """
 
     sharing: Sharing
@@ -66,7 +67,7 @@ class Backend(Protocol):
     def use(self, statistics: Statistics) -> None:
         """Take the founders' statistics, from now on."""
 
-    def prepared(self, requests: Requests) -> Ask:
+    def prepared(self, packs: Sequence[Requests]) -> Ask:
         """Do what can be done for requests before there is a child."""
 
 

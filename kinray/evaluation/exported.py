@@ -3,8 +3,8 @@
 import gc
 import os
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from kinray.engine.materialise import Materialiser
 from kinray.errors import RunError
 from kinray.evaluation.backend import Answers, Ask, Requests
 from kinray.evaluation.likelihoods import Answer
-from kinray.evaluation.model_class import arguments, model_class, quiet
+from kinray.evaluation.model_class import arguments, batched, model_class, quiet
 from kinray.evaluation.resident import open_tokenizer
 from kinray.evaluation.scratch import scratch_folder
 from kinray.evaluation.sharing import Sharing
@@ -56,17 +56,19 @@ class Exported:
         """Take the founders' statistics, from now on."""
         self._materialiser.statistics = statistics
 
-    def prepared(self, requests: Requests) -> Ask:
+    def prepared(self, packs: Sequence[Requests]) -> Ask:
         """Do nothing yet: the class has its own way with requests."""
 
-        def ask(recipe: Recipe) -> Answers:
+        def ask(recipe: Recipe) -> Generator[Answers]:
             started = perf_counter()
             with scratch_folder(self._nbytes) as folder:
                 write_recipe(folder, self._materialiser, recipe, self._dtype, threads=self._threads())
                 written = perf_counter()
                 with self._open(folder) as opened:
                     seconds = {"merge": written - started, "copy": perf_counter() - written}
-                    return self._asked(opened[0], requests, seconds)
+                    for requests in packs:
+                        yield self._asked(opened[0], requests, seconds)
+                        seconds = {}
 
         return ask
 
@@ -101,9 +103,8 @@ class Exported:
         return Answers(likely, others, seconds, passed.tokens if passed else self._tokens(requests, others))
 
     def _others(self, lm: Any, kind: str, batch: int, instances: Sequence[Any]) -> list[Any]:
-        if "batch_size" not in self._evaluation.backend_args:
-            setattr(lm, "batch_size_per_gpu" if hasattr(lm, "batch_size_per_gpu") else "batch_size", batch)
-        return list(getattr(lm, kind)(list(instances), disable_tqdm=True))
+        with nullcontext() if "batch_size" in self._evaluation.backend_args else batched(lm, batch):
+            return list(getattr(lm, kind)(list(instances), disable_tqdm=True))
 
     def _tokens(self, requests: Requests, others: dict[tuple[str, int], list[Any]]) -> int:
         """Count the tokens of prompts and answers, for a model that cannot be watched."""

@@ -1,6 +1,7 @@
 """The resident backend: children are merged straight into one model in memory, which is asked what was planned once."""
 
 import logging
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from kinray.checkpoints.models import Models
@@ -12,6 +13,8 @@ from kinray.engine.parent_cache import ParentCache
 from kinray.errors import RunError
 from kinray.evaluation.backend import Answers, Ask, Requests
 from kinray.evaluation.likelihoods import Likelihoods
+from kinray.evaluation.model_class import batched
+from kinray.evaluation.packed import Prefixes
 from kinray.evaluation.resident import ResidentModel
 from kinray.evaluation.sharing import Sharing, sharing_of
 from kinray.evaluation.tokens import counting
@@ -51,21 +54,24 @@ class InMemory:
         """Take the founders' statistics, from now on."""
         self._materialiser.statistics = statistics
 
-    def prepared(self, requests: Requests) -> Ask:
+    def prepared(self, packs: Sequence[Requests]) -> Ask:
         """Plan requests."""
-        likelihoods = Likelihoods(self._lm, requests.likely, self.sharing, self._budget)
+        likelihoods = Likelihoods(self._lm, [requests.likely for requests in packs], self.sharing, self._budget)
 
-        def ask(recipe: Recipe) -> Answers:
-            seconds = self._load(recipe)
-            with counting(self.resident.model) as passed:
-                likely = likelihoods.answer()
-                others = {}
-                for (kind, batch), instances in requests.others.items():
-                    self._lm.batch_size_per_gpu = batch
-                    others[kind, batch] = getattr(self._lm, kind)(instances, disable_tqdm=True)
-            return Answers(likely, others, seconds, passed.tokens)
+        def ask(recipe: Recipe) -> Generator[Answers]:
+            seconds, prefixes = self._load(recipe), Prefixes()
+            for pack, requests in enumerate(packs):
+                with counting(self.resident.model) as passed:
+                    likely = likelihoods.answer(pack, prefixes)
+                    others = {group: self._others(*group, asked) for group, asked in requests.others.items()}
+                yield Answers(likely, others, seconds, passed.tokens)
+                seconds = {}
 
         return ask
+
+    def _others(self, kind: str, batch: int, instances: list[Any]) -> list[Any]:
+        with batched(self._lm, batch):
+            return list(getattr(self._lm, kind)(instances, disable_tqdm=True))
 
     def _load(self, recipe: Recipe) -> dict[str, float]:
         return self.resident.load(self._materialiser.tensors(recipe, self.resident.dtype))

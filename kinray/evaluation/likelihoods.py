@@ -1,10 +1,11 @@
 """Log-likelihood requests of lm-eval's tasks: in tokens and planned once, answered by one set of weights after another."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kinray.errors import RunError, TaskError
-from kinray.evaluation.packed import Packed
+from kinray.evaluation.packed import Packed, Prefixes
 from kinray.evaluation.packing import Request, plan, request_of
 from kinray.evaluation.sharing import Sharing
 
@@ -13,14 +14,14 @@ Answer = tuple[float, bool] | float
 
 
 class Likelihoods:
-    """Requests that are asked together.
+    """Requests in packs, of which only those of one pack go through the model together.
 
     The same requests are packed the same way whatever the weights are, since in half precision answers depend on it. Nothing
     of an answer is kept.
 
     Args:
         lm: lm-eval's model, for its tokens and for requests that share nothing.
-        instances: of types ``loglikelihood`` and ``loglikelihood_rolling``.
+        packs: each one's instances, of types ``loglikelihood`` and ``loglikelihood_rolling``.
         sharing: what the model's requests may share.
         budget: tokens in one forward pass of requests that share.
 
@@ -28,47 +29,55 @@ class Likelihoods:
         TaskError: for an answer without tokens, or one that is longer than the longest prompt.
     """
 
-    def __init__(self, lm: Any, instances: Sequence[Any], sharing: Sharing, budget: int) -> None:
-        self._lm, self._instances = lm, instances
-        self._spans: list[range] = []
+    def __init__(self, lm: Any, packs: Sequence[Sequence[Any]], sharing: Sharing, budget: int) -> None:
+        self._lm = lm
+        self._asked: list[list[tuple[Any, range]]] = []
         requests: list[Request] = []
         encoded: list[tuple[Any, list[int], list[int]]] = []
-        for number, instance in enumerate(instances):
-            start = len(requests)
-            for part, (context, continuation) in enumerate(_encoded(lm, instance)):
-                _check(instance, context, continuation, lm.max_length)
-                encoded.append((instance.args, context, continuation))
-                # Windows of one text are no choices: they share nothing.
-                question = (number, part) if instance.request_type == "loglikelihood_rolling" else instance.doc_id
-                requests.append(
-                    request_of(context, continuation, lm.max_length, (instance.task_name, question), instance.task_name)
-                )
-            self._spans.append(range(start, len(requests)))
+        for pack, instances in enumerate(packs):
+            spans = []
+            for instance in instances:
+                start = len(requests)
+                for context, continuation in _encoded(lm, instance):
+                    _check(instance, context, continuation, lm.max_length)
+                    encoded.append((instance.args, context, continuation))
+                    # Windows of one text are no choices: they share nothing.
+                    rolling = instance.request_type == "loglikelihood_rolling"
+                    question = instance.task_name, ("window", len(requests)) if rolling else instance.doc_id
+                    requests.append(request_of(context, continuation, lm.max_length, question, instance.task_name, pack))
+                spans.append((instance, range(start, len(requests))))
+            self._asked.append(spans)
         made = plan(requests, budget, sharing.reach, sharing.prefix)
-        self._plain = {number: encoded[number] for number in made.plain}
+        self._plain: dict[int, dict[int, Any]] = defaultdict(dict)
+        for number in made.plain:
+            self._plain[requests[number].pack][number] = encoded[number]
         self._packed = Packed(requests, made, lm.device)
 
-    def answer(self) -> list[Answer]:
+    def answer(self, pack: int = 0, prefixes: Prefixes | None = None) -> list[Answer]:
         """Ask the model in its present weights.
 
+        Args:
+            pack: number of the pack.
+            prefixes: what these weights computed in earlier packs.
+
         Returns:
-            the answer to each instance.
+            the answer to each instance of the pack.
 
         Raises:
             RunError: when an answer is NaN.
         """
-        likelihoods, greedy = self._packed.answer(self._lm.model)
-        answers = list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
-        if self._plain:
-            plain = self._lm._loglikelihood_tokens(list(self._plain.values()), disable_tqdm=True)
-            for number, one in zip(self._plain, plain, strict=True):
-                answers[number] = one
-        bad = sum(likelihood != likelihood for likelihood, _ in answers)
+        likelihoods, greedy = self._packed.answer(self._lm.model, pack, prefixes)
+        answers = dict(enumerate(zip(likelihoods.tolist(), greedy.tolist(), strict=True)))
+        if own := self._plain[pack]:
+            plain = self._lm._loglikelihood_tokens(list(own.values()), disable_tqdm=True)
+            answers |= dict(zip(own, plain, strict=True))
+        asked = [answers[part] for _, span in self._asked[pack] for part in span]
+        bad = sum(likelihood != likelihood for likelihood, _ in asked)
         if bad:
-            raise RunError(f"{bad} of {len(answers)} log-likelihoods of the child are NaN")
+            raise RunError(f"{bad} of {len(asked)} log-likelihoods of the child are NaN")
         return [
             sum(answers[part][0] for part in span) if instance.request_type == "loglikelihood_rolling" else answers[span.start]
-            for instance, span in zip(self._instances, self._spans, strict=True)
+            for instance, span in self._asked[pack]
         ]
 
 

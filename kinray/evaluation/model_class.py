@@ -87,6 +87,18 @@ def arguments(kind: Any, folder: str, config: EvaluationConfig, device: str, dty
 
 
 @contextmanager
+def batched(lm: Any, batch: int) -> Iterator[None]:
+    """Let a model of lm-eval's take so many prompts at once while the block runs."""
+    name = "batch_size_per_gpu" if hasattr(lm, "batch_size_per_gpu") else "batch_size"
+    before = getattr(lm, name, None)
+    setattr(lm, name, batch)
+    try:
+        yield
+    finally:
+        setattr(lm, name, before)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep what libraries say of each loaded model out of kinray's output while the block runs."""
     before = {name: logging.getLogger(name).level for name in ("lm_eval", "transformers")}

@@ -4,6 +4,7 @@ Shapes: B rows, L tokens of a row, P tokens of the prefix, N scored places of a 
 R requests.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ import torch
 
 from kinray.evaluation.packing import Batch, Plan, Request
 
+_HELD = 8
+"""Prefixes whose keys and values are held at once; most searches have one for each task."""
+
 
 @dataclass(frozen=True)
 class _Tensors:
     """A batch on the device: all of it that does not depend on weights but the mask, which its ``ends`` give at once.
 
     Args:
-        prefix: (1, P) int64, shared with the batch before it where it is the same.
+        prefix: (1, P) int64, one tensor for all batches that have it.
         tokens, positions, ends: (B, L) int64.
         branched: whether a row is more than a chain, so that it needs a mask of its own.
         places: (N,) int64, of the flattened tokens.
@@ -48,41 +52,59 @@ class Packed:
 
     def __init__(self, requests: Sequence[Request], made: Plan, device: Any) -> None:
         self.count = len(requests)
-        self.batches: list[_Tensors] = []
-        prefix: tuple[int, ...] = ()
-        held = torch.empty(1, 0, dtype=torch.int64, device=device)
+        self.batches: dict[int, list[_Tensors]] = defaultdict(list)
+        self._owners: dict[int, list[int]] = defaultdict(list)
+        prefixes: dict[tuple[int, ...], torch.Tensor] = {}
         for batch in made.batches:
-            if batch.prefix != prefix:
-                prefix, held = batch.prefix, torch.tensor([batch.prefix], dtype=torch.int64, device=device)
-            self.batches.append(_tensors(batch, held, device))
-        owners = [request for batch in made.batches for row in batch.rows for _, _, request in row.scored]
-        self._requests = torch.tensor(owners, dtype=torch.int64)
+            if batch.prefix not in prefixes:
+                prefixes[batch.prefix] = torch.tensor([batch.prefix], dtype=torch.int64, device=device)
+            self.batches[batch.pack].append(_tensors(batch, prefixes[batch.prefix], device))
+            self._owners[batch.pack] += [request for row in batch.rows for _, _, request in row.scored]
 
     @torch.inference_mode()
-    def answer(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ask the model.
+    def answer(self, model: Any, pack: int = 0, prefixes: "Prefixes | None" = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ask the model the requests of a pack.
 
         The arithmetic from the logits on is lm-eval's: log-softmax in the model's dtype, a sum rounded to it, greedy if every
         target is the first of the most probable tokens.
 
+        Args:
+            model: in its present weights.
+            pack: its number.
+            prefixes: what these weights computed of prefixes in earlier packs.
+
         Returns:
-            log-likelihoods (R,) float32 and whether they are greedy (R,) bool; requests outside of the plan have 0 and True.
+            log-likelihoods (R,) float32 and whether they are greedy (R,) bool; requests outside of the pack and of the plan
+            have 0 and True.
         """
         values, missed = [torch.empty(0, dtype=model.dtype)], [torch.empty(0, dtype=torch.bool)]
-        prefix, cache = None, None
+        prefixes = Prefixes() if prefixes is None else prefixes
         with _output_layer_at(model) as at:
-            for batch in self.batches:
-                if batch.prefix is not prefix:
-                    prefix = batch.prefix
-                    cache = _prefix_cache(model, prefix, at) if prefix.shape[1] else None
+            for batch in self.batches[pack]:
+                cache = prefixes.cache(model, batch.prefix, at) if batch.prefix.shape[1] else None
                 likely = torch.log_softmax(_logits(model, batch, cache, at), dim=-1)
                 values.append(likely[batch.scored, batch.targets].cpu())
                 missed.append((likely.argmax(-1)[batch.scored] != batch.targets).cpu())
-        each = torch.cat(values)
+        each, owners = torch.cat(values), torch.tensor(self._owners[pack], dtype=torch.int64)
         # Summed on the CPU, where the order of additions is always the same.
-        sums = torch.zeros(self.count, dtype=torch.float64).index_add_(0, self._requests, each.double())
-        misses = torch.zeros(self.count).index_add_(0, self._requests, torch.cat(missed).float())
+        sums = torch.zeros(self.count, dtype=torch.float64).index_add_(0, owners, each.double())
+        misses = torch.zeros(self.count).index_add_(0, owners, torch.cat(missed).float())
         return sums.to(each.dtype).float(), misses == 0
+
+
+class Prefixes:
+    """Keys and values of the prefixes that one set of weights was asked last, so that each is computed once for many packs."""
+
+    def __init__(self) -> None:
+        self._caches: dict[int, Any] = {}
+
+    def cache(self, model: Any, prefix: torch.Tensor, at: "_Places") -> Any:
+        """Return those of a prefix, (1, P) int64, which outlives this object."""
+        cache = self._caches.pop(id(prefix), None) or _prefix_cache(model, prefix, at)
+        self._caches[id(prefix)] = cache  # the newest, the last to go
+        while len(self._caches) > _HELD:
+            self._caches.pop(next(iter(self._caches)))
+        return cache
 
 
 def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:

@@ -28,12 +28,14 @@ class Request:
         targets: the continuation; predicted at the last ``len(targets)`` tokens.
         question: requests of one question may share a row.
         family: rows of one family (a task) may share a prefix.
+        pack: only requests of one pack go through the model together; those of a question are in one.
     """
 
     tokens: tuple[int, ...]
     targets: tuple[int, ...]
     question: Hashable
     family: Hashable
+    pack: int = 0
 
 
 @dataclass
@@ -83,10 +85,12 @@ class Batch:
     Args:
         prefix: tokens before each of the rows, whose computation they share.
         rows: longest first.
+        pack: of their requests.
     """
 
     prefix: tuple[int, ...]
     rows: tuple[Row, ...]
+    pack: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Plan:
     """How requests are computed.
 
     Args:
-        batches: those of one prefix follow each other.
+        batches: those of one pack follow each other, in the order of packs; in a pack, those of one prefix.
         plain: numbers of the requests that are too long to share anything.
     """
 
@@ -109,11 +113,11 @@ class Plan:
 
 
 def request_of(
-    context: Sequence[int], continuation: Sequence[int], longest: int, question: Hashable, family: Hashable
+    context: Sequence[int], continuation: Sequence[int], longest: int, question: Hashable, family: Hashable, pack: int = 0
 ) -> Request:
     """Cut a context and its continuation from the left to the longest input, as lm-eval does."""
     whole = tuple(context) + tuple(continuation)
-    return Request(whole[-(longest + 1) : -1], tuple(continuation), question, family)
+    return Request(whole[-(longest + 1) : -1], tuple(continuation), question, family, pack)
 
 
 def plan(requests: Sequence[Request], budget: int, reach: int | None = None, prefix: int | None = PREFIX) -> Plan:
@@ -126,7 +130,7 @@ def plan(requests: Sequence[Request], budget: int, reach: int | None = None, pre
         prefix: shortest prefix that is computed apart; None for never.
     """
     near = [number for number, request in enumerate(requests) if reach is None or len(request.tokens) <= reach]
-    plain = sorted(set(range(len(requests))) - set(near))
+    plain = tuple(sorted(set(range(len(requests))) - set(near)))
     questions: dict[Hashable, list[int]] = defaultdict(list)
     for number in near:
         questions[requests[number].question].append(number)
@@ -134,15 +138,14 @@ def plan(requests: Sequence[Request], budget: int, reach: int | None = None, pre
     for members in questions.values():
         for tree in _trees(requests, members, budget):
             families[requests[tree.scored[0][2]].family].append(tree)
-    batches: list[Batch] = []
-    alone: list[Row] = []
+    together: dict[tuple[int, tuple[int, ...]], list[Row]] = defaultdict(list)
     for trees in families.values():
         for shared, group in [((), trees)] if prefix is None else _by_prefix(trees, prefix):
-            if shared:
-                batches += _batches(shared, group, budget)
-            else:
-                alone += group  # trees of all families fill rows and batches together
-    return Plan((*batches, *_batches((), alone, budget)), tuple(plain))
+            for tree in group:  # those without a prefix, of whatever family, fill rows and batches together
+                together[requests[tree.scored[0][2]].pack, shared].append(tree)
+    # In a pack those without a prefix come last.
+    groups = sorted(together.items(), key=lambda group: (group[0][0], not group[0][1]))
+    return Plan(tuple(batch for (pack, shared), trees in groups for batch in _batches(pack, shared, trees, budget)), plain)
 
 
 def _trees(requests: Sequence[Request], members: Iterable[int], budget: int) -> Iterator[Row]:
@@ -202,13 +205,13 @@ def _by_prefix(trees: Sequence[Row], least: int) -> Iterator[tuple[tuple[int, ..
         yield (), alone
 
 
-def _batches(prefix: tuple[int, ...], trees: Sequence[Row], budget: int) -> Iterator[Batch]:
+def _batches(pack: int, prefix: tuple[int, ...], trees: Sequence[Row], budget: int) -> Iterator[Batch]:
     """Fill rows with trees, and batches with rows of about one length."""
     rows = sorted(_filled(trees), key=lambda row: (-len(row.tokens), row.scored[0][2]))
     start = 0
     while start < len(rows):
         count = max(1, budget // len(rows[start].tokens))
-        yield Batch(prefix, tuple(rows[start : start + count]))
+        yield Batch(prefix, tuple(rows[start : start + count]), pack)
         start += count
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kinray.core.scores import FROM_CACHE, Failed, Result, Scored, TaskScore
+from kinray.core.scores import FROM_CACHE, Failed, Scored, TaskScore
 from kinray.errors import ConfigError
 from kinray.evaluation.score_key import key_of
 from kinray.files import write_atomically
@@ -28,7 +28,7 @@ class ScoreCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, parts: Mapping[str, Any]) -> Result | None:
+    def get(self, parts: Mapping[str, Any]) -> Scored | Failed | None:
         """Return what is remembered, at no cost; None for nothing."""
         try:
             data = json.loads(self._path(parts).read_bytes())
@@ -38,7 +38,7 @@ class ScoreCache:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def put(self, parts: Mapping[str, Any], result: Result) -> None:
+    def put(self, parts: Mapping[str, Any], result: Scored | Failed) -> None:
         """Remember a result."""
         plain = _to_json(result)
         data = {"key": parts, "result": plain, "checksum": _checksum(plain)}
@@ -60,13 +60,13 @@ def check_score_cache(folder: str) -> None:
         raise ConfigError(f"evaluation.score_cache is '{folder}', but {place} {found}. Name another folder, or null for none.")
 
 
-def _to_json(result: Result) -> dict[str, Any]:
+def _to_json(result: Scored | Failed) -> dict[str, Any]:
     if isinstance(result, Failed):
         return {"error": result.error}
     return {"tasks": {name: {**vars(task)} for name, task in result.tasks.items()}}
 
 
-def _from_json(data: Mapping[str, Any]) -> Result:
+def _from_json(data: Mapping[str, Any]) -> Scored | Failed:
     if "error" in data:
         return Failed(str(data["error"]))
     tasks = {

@@ -19,7 +19,7 @@ from kinray.evaluation.backend import RESIDENT
 from kinray.evaluation.sharing import Sharing
 from kinray.evaluation.tasks import Leaf, TaskSet
 
-FORMAT = 1
+FORMAT = 2
 """Version of the parts below and of the files that are named by them."""
 
 _PACKAGES = ("kinray", "lm-eval", "transformers", "tokenizers", "torch", "evaluate")
@@ -69,6 +69,7 @@ def scope_of(
         "backend_args": plain(evaluation.backend_args),
         "batch_size": evaluation.batch_size,
         "max_length": evaluation.max_length,
+        "pack": evaluation.pack_items(device),
         "packing": packing if evaluation.backend == RESIDENT and evaluation.share_prompts else None,
         "trust_remote_code": evaluation.trust_remote_code,
     }

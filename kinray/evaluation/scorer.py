@@ -3,7 +3,7 @@
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,26 +12,41 @@ from typing import Any
 from kinray.checkpoints.models import ModelSpec, open_models
 from kinray.config import Config
 from kinray.core.recipe import Recipe
-from kinray.core.scores import Failed, Result, Scored
+from kinray.core.scores import Failed, Scored, TaskScore
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
-from kinray.errors import RoomError, RunError
+from kinray.errors import CheckpointError, RoomError, RunError
 from kinray.evaluation.backend import Answers, Ask, Requests, open_backend
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.score_cache import ScoreCache
 from kinray.evaluation.score_key import Scope, scope_of
-from kinray.evaluation.tasks import Leaf, Split, TaskSet, load_tasks
+from kinray.evaluation.tasks import Item, Leaf, Split, load_tasks
+
+
+@dataclass
+class _Pack:
+    """Items that are asked together.
+
+    Args:
+        requests: what is asked.
+        instances: the same as lm-eval's instances of each leaf, by its number.
+        end: how many items have been asked with it.
+    """
+
+    requests: Requests
+    instances: dict[int, list[Any]]
+    end: int
 
 
 @dataclass
 class _Prepared:
-    """A split's requests: lm-eval's instances of each leaf, all of them by how they are asked, and what asks them.
+    """A split's requests: in packs, the items in their order by task, what asks a child, and what is remembered of scores.
 
     The scope is what scores depend on besides the recipe, where they are remembered.
     """
 
-    instances: list[list[Any]]
-    requests: Requests
+    packs: list[_Pack]
+    items: list[Item]
     ask: Ask
     scope: Scope | None
 
@@ -64,6 +79,7 @@ class Scorer:
         self.backend = open_backend(open_models(specs), statistics, config, device, cache)
         self.sharing = self.backend.sharing
         self._prepared: dict[Split, _Prepared] = {}
+        self._asking: Generator[Answers] | None = None
         self._base = specs[0]
         folder = config.evaluation.score_cache
         self._remembered = None if folder is None else ScoreCache(Path(folder))
@@ -78,7 +94,7 @@ class Scorer:
         """Take the founders' statistics, if they were not known when the scorer was made."""
         self.backend.use(statistics)
 
-    def score(self, recipe: Recipe, split: Split = "search") -> Result:
+    def score(self, recipe: Recipe, split: Split = "search") -> Scored | Failed:
         """Make a child, ask it the items of a split and judge its answers, unless its score is remembered.
 
         Returns:
@@ -87,55 +103,117 @@ class Scorer:
         Raises:
             RoomError: when a backend that loads folders has no room for one.
         """
+        *_, result = self.rounds(recipe, split)
+        return result
+
+    def rounds(self, recipe: Recipe, split: Split = "search", ends: Sequence[int] = ()) -> Iterator[Scored | Failed]:
+        """Score a child as ``score`` does, and yield what is known after some of its items; the last is its result.
+
+        Its answers do not depend on where rounds end. What is remembered comes in the same rounds, so that a child meets the
+        same fate. It is given up when another one begins.
+
+        Args:
+            recipe: the child.
+            split: the items.
+            ends: how many items have been asked at the end of each round: whole packs.
+        """
         self.prepare(split)
         prepared = self._prepared[split]
         if self._remembered is None or prepared.scope is None:
-            return self._score(recipe, split, prepared)
+            yield from self._asked(recipe, prepared, ends)
+            return
         parts = prepared.scope.of(recipe)
         result = self._remembered.get(parts)
         if result is None:
-            result = self._score(recipe, split, prepared)
-            self._remembered.put(parts, result)
-        return result
+            for result in self._asked(recipe, prepared, ends):
+                if isinstance(result, Failed) or result.items == len(prepared.items):
+                    self._remembered.put(parts, result)
+                yield result
+            return
+        if isinstance(result, Scored) and all(task.paired for task in result.tasks.values()):
+            yield from (result.on(_by_task(prepared.items[:end])) for end in ends if end < len(prepared.items))
+        yield result
 
-    def _score(self, recipe: Recipe, split: Split, prepared: _Prepared) -> Result:
-        started = perf_counter()
-        with seeded(self._config.seed):
+    def _asked(self, recipe: Recipe, prepared: _Prepared, ends: Sequence[int]) -> Iterator[Scored | Failed]:
+        if self._asking is not None:
+            self._asking.close()
+        self._asking = asking = prepared.ask(recipe)
+        values: list[dict[int, Any]] = [{} for _ in self._tasks.leaves]
+        total, tokens, seconds = 0.0, 0, dict[str, float]()
+        for pack in prepared.packs:
+            started, scores = perf_counter(), dict[str, TaskScore]()
             try:
-                answers = prepared.ask(recipe)
-                _answered(prepared, answers)
-                values = [
-                    leaf.values(instances) for leaf, instances in zip(self._tasks.leaves, prepared.instances, strict=True)
-                ]
-                scores = _judge(self._tasks, split, values)
+                with seeded(self._config.seed):
+                    answers = next(asking)
+                    self._take(pack, answers, values)
+                    if pack.end in ends or pack is prepared.packs[-1]:
+                        scores = self._judged(values)
             except RoomError:
                 raise
-            except RunError as error:
-                return Failed(str(error))
-        if any(math.isnan(task.score) for task in scores.values()):
-            return Failed("the score is NaN")
-        seconds = answers.seconds | {"evaluate": perf_counter() - started - sum(answers.seconds.values())}
-        where = {"device": self._device, "node": platform.node()}
-        gpu_seconds = sum(seconds.values()) if self._device == "cuda" else 0.0
-        return Scored(scores, seconds, where, answers.tokens, gpu_seconds)
+            except (RunError, CheckpointError) as error:
+                yield Failed(str(error))
+                return
+            total, tokens, seconds = total + perf_counter() - started, tokens + answers.tokens, seconds | answers.seconds
+            if pack is prepared.packs[-1]:
+                asking.close()
+                if any(math.isnan(task.score) for task in scores.values()):
+                    yield Failed("the score is NaN")
+                    return
+            if scores:
+                spent = seconds | {"evaluate": total - sum(seconds.values())}
+                where = {"device": self._device, "node": platform.node()}
+                yield Scored(scores, spent, where, tokens, total if self._device == "cuda" else 0.0)
+
+    def _take(self, pack: _Pack, answers: Answers, values: list[dict[int, Any]]) -> None:
+        """Put a pack's answers where lm-eval's tasks look for them, and let these say what each item is worth."""
+        for own in pack.instances.values():
+            for instance in own:
+                instance.resps, instance.filtered_resps = [], {}
+        for instance, answer in zip(pack.requests.likely, answers.likely, strict=True):
+            instance.resps.extend([answer] * instance.repeats)
+        for group, instances in pack.requests.others.items():
+            for instance, answer in zip(instances, answers.others[group], strict=True):
+                instance.resps.append(answer)
+        for leaf, own in pack.instances.items():
+            values[leaf] |= self._tasks.leaves[leaf].values(own)
+
+    def _judged(self, values: Sequence[Mapping[int, Any]]) -> dict[str, TaskScore]:
+        """Judge the tasks of which an item was asked."""
+        remaining = iter(values)
+        by_task = [(task, [next(remaining) for _ in task.leaves]) for task in self._tasks.tasks]
+        return {task.spec.name: task.judge(own) for task, own in by_task if any(own)}
 
     # -- requests
 
     def _prepare(self, split: Split) -> _Prepared:
-        instances = [self._build(leaf, split) for leaf in self._tasks.leaves]
+        built = [self._build(leaf, split) for leaf in self._tasks.leaves]
+        instances: dict[tuple[int, int], list[Any]] = defaultdict(list)
+        for leaf, own in enumerate(built):
+            for instance in own:
+                instances[leaf, instance.doc_id].append(instance)
+        items = self._tasks.items(split, self._config.seed)
+        packs, size = list[_Pack](), self._config.evaluation.pack_items(self._device)
+        for start in range(0, len(items), size):
+            asked: dict[int, list[Any]] = defaultdict(list)
+            for item in items[start : start + size]:
+                asked[item.leaf] += instances[item.leaf, item.document]
+            packs.append(_Pack(self._requests(asked), dict(asked), min(start + size, len(items))))
+        scope = None
+        if self._remembered is not None:
+            scope = scope_of(self._base, self._config, self._tasks, built, self.sharing, self._device)
+        return _Prepared(packs, items, self.backend.prepared([pack.requests for pack in packs]), scope)
+
+    def _requests(self, asked: Mapping[int, Sequence[Any]]) -> Requests:
         likely = []
         others: dict[tuple[str, int], list[Any]] = defaultdict(list)
-        for leaf, own in zip(self._tasks.leaves, instances, strict=True):
+        for leaf, own in asked.items():
             for instance in own:
                 if instance.request_type in ("loglikelihood", "loglikelihood_rolling"):
                     likely.append(instance)
                 else:
-                    others[instance.request_type, leaf.prompts.batch_size].extend([instance] * instance.repeats)
-        requests = Requests(likely, dict(others))
-        scope = None
-        if self._remembered is not None:
-            scope = scope_of(self._base, self._config, self._tasks, instances, self.sharing, self._device)
-        return _Prepared(instances, requests, self.backend.prepared(requests), scope)
+                    batch = self._tasks.leaves[leaf].prompts.batch_size
+                    others[instance.request_type, batch].extend([instance] * instance.repeats)
+        return Requests(likely, dict(others))
 
     def _build(self, leaf: Leaf, split: Split) -> list[Any]:
         """Let lm-eval build the prompts of a task, with the same few-shot examples in every worker."""
@@ -153,21 +231,15 @@ class Scorer:
             tokenizer_name=prompter.tokenizer_name if prompts.chat_template else "",
         )
         prompter.chat_template_args = templates
-        return list(leaf.task.instances)
+        instances: list[Any] = list(leaf.task.instances)
+        for instance in instances:
+            instance.doc_id = leaf.items[split][instance.doc_id]  # lm-eval counts those that it was asked to take
+        return instances
 
 
-def _answered(prepared: _Prepared, answers: Answers) -> None:
-    """Put the answers where lm-eval's tasks look for them."""
-    for own in prepared.instances:
-        for instance in own:
-            instance.resps, instance.filtered_resps = [], {}
-    for instance, answer in zip(prepared.requests.likely, answers.likely, strict=True):
-        instance.resps.extend([answer] * instance.repeats)
-    for group, instances in prepared.requests.others.items():
-        for instance, answer in zip(instances, answers.others[group], strict=True):
-            instance.resps.append(answer)
-
-
-def _judge(tasks: TaskSet, split: Split, values: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    remaining = iter(values)
-    return {task.spec.name: task.judge(split, [next(remaining) for _ in task.leaves]) for task in tasks.tasks}
+def _by_task(items: Sequence[Item]) -> dict[str, list[str]]:
+    """List the labels of items by task, in the order in which scores have them."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.leaf, item.document)):
+        labels[item.task].append(item.label)
+    return labels

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import count
 from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from kinray.core.scores import TaskScore, standard_error
 from kinray.errors import RunError, TaskError, did_you_mean
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.task_files import check_task_files
+from kinray.search.racing import Order, item_order
 
 Split = Literal["search", "holdout"]
 
@@ -69,22 +71,39 @@ class Leaf:
     items: dict[Split, list[int]]
     prompts: Prompts
 
-    def values(self, instances: Sequence[Any]) -> list[Any]:
-        """Let lm-eval judge answered instances and return the metric of each item, in the order of the items."""
+    def values(self, instances: Sequence[Any]) -> dict[int, Any]:
+        """Let lm-eval judge answered instances and return the metric of each item, by document number."""
         self.task._instances = list(instances)
         self.task.apply_filters()
         by_doc: dict[int, list[Any]] = defaultdict(list)
         for instance in instances:
             by_doc[instance.doc_id].append(instance)
         chosen = self.filter or next(iter(instances[0].filtered_resps))
-        values = []
-        for doc_id in sorted(by_doc):
+        values = {}
+        for doc_id in by_doc:
             group = sorted(by_doc[doc_id], key=lambda instance: instance.idx)
             metrics = self.task.process_results(group[0].doc, [one.filtered_resps[chosen] for one in group])
             if self.metric not in metrics:
                 raise TaskError(f"Task '{self.name}' gives no metric '{self.metric}'.{did_you_mean(self.metric, metrics)}")
-            values.append(metrics[self.metric])
+            values[doc_id] = metrics[self.metric]
         return values
+
+
+@dataclass(frozen=True)
+class Item:
+    """A document that is asked about.
+
+    Args:
+        task: the entry of ``tasks`` that it belongs to.
+        label: what records call it.
+        leaf: number of its lm-eval task among all.
+        document: its number there.
+    """
+
+    task: str
+    label: str
+    leaf: int
+    document: int
 
 
 @dataclass
@@ -103,19 +122,28 @@ class LoadedTask:
         """Count the items of a split."""
         return sum(len(leaf.items[split]) for leaf in self.leaves)
 
-    def judge(self, split: Split, values: Sequence[Sequence[Any]]) -> TaskScore:
-        """Turn the items' values of each leaf into one score; leaves count by their items, as in lm-eval's groups.
+    @property
+    def bounded(self) -> bool:
+        """Whether its score is a mean over items that lie between 0 and 1, which racing is for."""
+        return self.spec.scale is None and all(leaf.is_mean for leaf in self.leaves)
+
+    def judge(self, values: Sequence[Mapping[int, Any]]) -> TaskScore:
+        """Turn the items' values into one score; leaves count by their items, as in lm-eval's groups.
+
+        Args:
+            values: of each leaf, by document number; there is at least one.
 
         Raises:
             TaskError: when the score lies outside of 0..1 and no scale was given.
         """
-        total = self.count(split)
-        shares = [len(leaf.items[split]) / total for leaf in self.leaves]
-        pairs = [_score(leaf, own) for leaf, own in zip(self.leaves, values, strict=True)]
+        judged = [(leaf, dict(sorted(own.items()))) for leaf, own in zip(self.leaves, values, strict=True) if own]
+        total = sum(len(own) for _, own in judged)
+        shares = [len(own) / total for _, own in judged]
+        pairs = [_score(leaf, list(own.values())) for leaf, own in judged]
         score = math.fsum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
         error = math.sqrt(math.fsum((share * pair[1]) ** 2 for share, pair in zip(shares, pairs, strict=True)))
         paired = all(leaf.is_mean for leaf in self.leaves)
-        flat = [_number(value) for own in values for value in own]
+        flat = [_number(value) for _, own in judged for value in own.values()]
         if paired and len(self.leaves) > 1:
             error = standard_error(flat)
         if self.spec.scale is not None:
@@ -130,10 +158,12 @@ class LoadedTask:
             raise TaskError(
                 f"Task '{self.spec.name}' scored {score:g}, which is not between 0 and 1. Give it a scale: [worst, best]."
             )
-        labels = tuple(
-            f"{leaf.name}:{item}" if len(self.leaves) > 1 else str(item) for leaf in self.leaves for item in leaf.items[split]
-        )
+        labels = tuple(self.label(leaf, item) for leaf, own in judged for item in own)
         return TaskScore(score, error, labels, tuple(flat), self.spec.weight, paired)
+
+    def label(self, leaf: Leaf, item: int) -> str:
+        """Name an item: a document number, in a group with its task."""
+        return f"{leaf.name}:{item}" if len(self.leaves) > 1 else str(item)
 
 
 @dataclass
@@ -150,6 +180,23 @@ class TaskSet:
     def count(self, split: Split) -> int:
         """Count the items of a split over all tasks."""
         return sum(task.count(split) for task in self.tasks)
+
+    def order(self, split: Split, seed: int) -> Order:
+        """Draw the order in which all models of a run are asked the items of a split."""
+        asked = [task for task in self.tasks if task.count(split)]
+        counts = {task.spec.name: task.count(split) for task in asked}
+        return item_order(counts, {task.spec.name: task.spec.weight for task in asked}, f"{seed}/{split}")
+
+    def items(self, split: Split, seed: int) -> list[Item]:
+        """List the items of a split in that order."""
+        places: dict[str, list[Item]] = {}
+        number = count()
+        for task in self.tasks:
+            own = places[task.spec.name] = []
+            for leaf in task.leaves:
+                place = next(number)
+                own += [Item(task.spec.name, task.label(leaf, item), place, item) for item in leaf.items[split]]
+        return [places[task][place] for task, place in self.order(split, seed).items]
 
 
 def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int) -> TaskSet:
@@ -284,6 +331,8 @@ def _score(leaf: Leaf, values: Sequence[Any]) -> tuple[float, float]:
     score = _aggregate(leaf, values)
     if leaf.is_mean:
         return score, standard_error([_number(value) for value in values])
+    if len(values) < 2:
+        return score, math.nan
     groups = min(_GROUPS, len(values))
     parts = [
         _aggregate(leaf, [value for place, value in enumerate(values) if place % groups != group]) for group in range(groups)

@@ -1,7 +1,7 @@
 """Check everything that a search needs before any long work starts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from os.path import isdir
 from pathlib import Path
@@ -42,6 +42,22 @@ class Prepared:
     spaces: list[MethodSpace]
     tasks: TaskSet
     notices: Sequence[str] = ()
+
+    @property
+    def racing(self) -> bool | str:
+        """How children are stopped early: races, or the name of a rule of Tune's; False if they are not."""
+        return False if self.no_racing else self.config.evaluation.racing
+
+    @property
+    def no_racing(self) -> str:
+        """Say why children cannot be stopped early though the configuration wants it, if so."""
+        racing = self.config.evaluation.racing
+        unbounded = [task.spec.name for task in self.tasks.tasks if not task.bounded]
+        if racing and self.config.search.objective == "pareto":
+            return "a model may be on the Pareto front whatever its mean"
+        if racing is True and unbounded:
+            return f"the score of {', '.join(unbounded)} is not a mean over items that lie between 0 and 1"
+        return ""
 
     @property
     def base(self) -> Founder:
@@ -94,7 +110,11 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     notices = check_buildable(models, config.evaluation, config.tasks)
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
-    return Prepared(config, models, spaces, tasks, [*models.notices, *notices])
+    prepared = Prepared(config, models, spaces, tasks, [*models.notices, *notices])
+    if not prepared.no_racing:
+        return prepared
+    racing = f"Every child is asked all items, since {prepared.no_racing}. Say evaluation.racing: false to be told no more."
+    return replace(prepared, notices=[*prepared.notices, racing])
 
 
 def _absolute(config: Config) -> Config:

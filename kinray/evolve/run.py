@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kinray.core.kinship import METRICS, kinship_matrix
 from kinray.core.recipe import Merge, Recipe
-from kinray.core.scores import Failed, Result
+from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
 from kinray.evaluation.tasks import Split
@@ -15,8 +15,10 @@ from kinray.report.leaderboard import Entry, Leaderboard, indistinguishable
 from kinray.report.terminal import Terminal
 from kinray.search.policy import TopK
 from kinray.search.proposals import proposer_for
+from kinray.search.races import Races
+from kinray.search.racing import rounds
 
-ScoreAll = Callable[[list[tuple[Recipe, Split]]], list[Result]]
+ScoreAll = Callable[[list[tuple[Recipe, Split]]], list[Scored | Failed]]
 """Scores recipes outside of the search."""
 
 
@@ -42,7 +44,7 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     from kinray.cluster.session import ray_session
     from kinray.cluster.shards import Shards, planned
 
-    config, specs = prepared.config, prepared.models.specs
+    config, specs, racing = prepared.config, prepared.models.specs, prepared.racing
     terminal.note("starting Ray")
     with ray_session(
         config.cluster, config.evaluation, specs, config.task_paths, say=terminal.line, verbose=terminal.verbose
@@ -64,10 +66,14 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
             kinship,
             config.search,
             config.seed,
+            racing=racing is True,
         )
         if (state := run.load_state()) is not None:
             policy.load_state_dict(state)
-        searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours)
+        order, pack = prepared.tasks.order("search", config.seed), config.evaluation.pack_items(session.device)
+        races = Races(policy, order, pack, config.evaluation.racing_error, run.kept) if racing is True else None
+        ends = rounds(len(order), pack) if racing else []
+        searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours, ends, races)
         terminal.note("loading the model and the tasks into the evaluators")
         if any(task.floor is not None for task in config.tasks):
             _score_references(prepared, run, policy, evaluators.score_all)
@@ -140,6 +146,7 @@ def _compare(prepared: Prepared, run: RunFolder, policy: TopK, score_all: ScoreA
         indistinguishable(ours, others) if ours else [],
         {child.name: kept for child in population.front() if (kept := run.kept(child.name))},
         [child.name for child in population.children if population.refused(child.name)],
+        [child.name for child in population.children if (outcome := population.outcome(child.name)) and outcome.stopped],
     )
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 from kinray.config import Config, parse_config
 from kinray.config.loading import read_text, read_yaml, write_yaml
 from kinray.config.schema import NAME
-from kinray.core.scores import Difference, Failed, Result, Scored, difference
+from kinray.core.scores import Difference, Failed, Result, Scored, Stopped, difference, on_items_of
 from kinray.errors import RunError
 from kinray.files import write_atomically
 from kinray.records.tables import (
@@ -78,7 +78,7 @@ class RunFolder:
         self._put_torn_aside()
         self._rows = self._read_rows()
         self._status = {row["digest"]: row for rows in self._rows.values() for row in rows.values()}
-        self._recent: dict[Path, Scored] = {}
+        self._recent: dict[Path, Scored | Stopped] = {}
 
     @classmethod
     def create(cls, config: Config, digests: Mapping[str, str]) -> "RunFolder":
@@ -151,7 +151,7 @@ class RunFolder:
 
     def record(self, child: Child, result: Result, gain: Difference | None, refused: str | None = None) -> None:
         """Keep what became of a child, with the reason if it was refused."""
-        if isinstance(result, Scored):
+        if not isinstance(result, Failed):
             self.keep(child.name, result)
         row = dict.fromkeys(self._schema.names) | child_row(child, result, gain, refused)
         rows = self._rows.setdefault(child.generation, {})
@@ -167,31 +167,39 @@ class RunFolder:
         row = self._status.get(child.recipe.digest)
         if row is None:
             return None
-        return Failed(row["error"], broke=row["status"] == BROKEN) if row["score"] is None else self.kept(child.name)
+        if row["score"] is None:
+            return Failed(row["error"], broke=row["status"] == BROKEN)
+        return self._result(self._samples(child.name, "search"))
 
     def gain(self, child: Child, result: Result | None) -> Difference | None:
-        """Compare a child with the mean of its parents on the search's items.
+        """Compare a child with the mean of its parents on the search's items, or on those that it was asked.
 
         None for a founder, for what has no score, and where the samples of a parent are gone.
         """
         parents = [one for name in child.parents if (one := self.kept(name)) is not None]
-        if not isinstance(result, Scored) or math.isnan(result.score) or not parents or len(parents) < len(child.parents):
+        if result is None or isinstance(result, Failed) or not parents or len(parents) < len(child.parents):
             return None
-        return difference(result, *parents)
+        if isinstance(result, Stopped):
+            partial = result.partial
+            return difference(partial, *(on_items_of(partial, parent) for parent in parents))
+        return None if math.isnan(result.score) else difference(result, *parents)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all rows of the children table in the order of child numbers."""
         return [rows[number] for _, rows in sorted(self._rows.items()) for number in sorted(rows)]
 
-    def keep(self, name: str, result: Scored, split: str = "search") -> None:
+    def keep(self, name: str, result: Scored | Stopped, split: str = "search") -> None:
         """Keep the per-item scores of a model on a split."""
         path = self._samples(name, split)
         self._recent.pop(path, None)
         write_samples(path, name, result)
 
     def kept(self, name: str, split: str = "search") -> Scored | None:
-        """Return the scores of a model on a split, None if there are none."""
-        path = self._samples(name, split)
+        """Return the scores of a model on a split, None if there are none or it was not asked all items."""
+        result = self._result(self._samples(name, split))
+        return result if isinstance(result, Scored) else None
+
+    def _result(self, path: Path) -> Scored | Stopped | None:
         if not path.is_file():
             return None
         result = self._recent.pop(path) if path in self._recent else read_samples(path)
@@ -204,7 +212,8 @@ class RunFolder:
         """Return what was scored besides the children's search items: the base, the average, and all held-out items."""
         children = {row["name"] for row in self.rows()}
         files = sorted((self.path / "samples").glob("*.parquet"))
-        return [read_samples(file) for file in files if file.stem not in children]
+        results = (read_samples(file) for file in files if file.stem not in children)
+        return [result for result in results if isinstance(result, Scored)]
 
     def _samples(self, name: str, split: str) -> Path:
         return self.path / "samples" / (f"{name}.parquet" if split == "search" else f"{name}.{split}.parquet")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from kinray.core.parameters import as_json
 from kinray.core.recipe import Merge, canonical_json
-from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
+from kinray.core.scores import Difference, Failed, Result, Scored, Stopped, TaskScore
 from kinray.errors import RunError
 from kinray.files import replacing
 from kinray.search.population import Child
@@ -35,6 +35,7 @@ _FIXED = [
     ("gain_stderr", pa.float64()),
     ("status", pa.string()),
     ("error", pa.string()),
+    ("items", pa.int64()),
 ]
 _COSTS = [
     ("seconds", pa.float64()),
@@ -64,8 +65,9 @@ def children_schema(tasks: Sequence[str]) -> pa.Schema:
 def child_row(child: Child, result: Result, gain: Difference | None, refused: str | None) -> dict[str, Any]:
     """Describe one child and what became of it as a row of the children table.
 
-    Its status is ``scored``, ``refused`` (it has scores but broke a floor), ``failed`` (it has none, and would not the next
-    time) or ``broken`` (its evaluation broke each time); ``error`` says why.
+    Its status is ``scored``, ``refused`` (it has scores but broke a floor), ``stopped`` (it was not asked all items, and its
+    score is an estimate), ``failed`` (it has none, and would not the next time) or ``broken`` (its evaluation broke each
+    time); ``error`` says why.
     """
     recipe = child.recipe
     row: dict[str, Any] = {
@@ -84,8 +86,13 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
     }
     if isinstance(result, Failed):
         return row | {"status": BROKEN if result.broke else "failed", "error": result.error}
-    row |= {"status": "refused" if refused else "scored", "error": refused}
     row |= {"score": result.score, "score_stderr": result.stderr}
+    if isinstance(result, Stopped):
+        row |= {"status": "stopped", "error": f"stopped after {result.partial.items} of {result.of} items"}
+        result = result.partial
+    else:
+        row |= {"status": "refused" if refused else "scored", "error": refused}
+    row["items"] = result.items
     for name, task in result.tasks.items():
         row |= {f"score/{name}": task.score, f"stderr/{name}": task.stderr}
     row |= {f"seconds_{part}": result.seconds.get(part) for part in ("merge", "copy", "evaluate", "wait")}
@@ -119,8 +126,9 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     return rows
 
 
-def write_samples(path: Path, name: str, result: Scored) -> None:
+def write_samples(path: Path, name: str, outcome: Scored | Stopped) -> None:
     """Write a model's per-item scores; the file alone gives the whole result back."""
+    result = outcome.partial if isinstance(outcome, Stopped) else outcome
     rows = [
         {"child": name, "task": task, "item": item, "score": value}
         for task, scored in result.tasks.items()
@@ -136,10 +144,12 @@ def write_samples(path: Path, name: str, result: Scored) -> None:
         "tokens": result.tokens,
         "gpu_seconds": result.gpu_seconds,
     }
+    if isinstance(outcome, Stopped):
+        summary["stopped"] = {"of": outcome.of, "score": outcome.score, "stderr": outcome.stderr}
     write_table(path, rows, SAMPLES.with_metadata({_META: json.dumps(summary).encode()}))
 
 
-def read_samples(path: Path) -> Scored:
+def read_samples(path: Path) -> Scored | Stopped:
     """Read back what ``write_samples`` wrote, or raise RunError when it is damaged."""
     try:
         table = pq.read_table(path)
@@ -154,7 +164,8 @@ def read_samples(path: Path) -> Scored:
             for name, own in summary["tasks"].items()
         }
         # Records of versions that did not count have neither.
-        return Scored(tasks, summary["seconds"], summary["where"], summary.get("tokens", 0), summary.get("gpu_seconds", 0.0))
+        result = Scored(tasks, summary["seconds"], summary["where"], summary.get("tokens", 0), summary.get("gpu_seconds", 0.0))
+        return Stopped(result, **summary["stopped"]) if "stopped" in summary else result
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise RunError(f"{path} is not a readable record of scores: {reason}.") from error

@@ -41,6 +41,7 @@ class Leaderboard:
         alike: models of the search that are indistinguishable from it on the search's items.
         front: scores of the models that no other one dominates, on the search's items; none unless the objective is ``pareto``.
         refused: children that broke a floor.
+        stopped: children that were not asked all items.
     """
 
     entries: list[Entry]
@@ -49,6 +50,7 @@ class Leaderboard:
     alike: Sequence[str] = ()
     front: Mapping[str, Scored] = field(default_factory=dict)
     refused: Sequence[str] = ()
+    stopped: Sequence[str] = ()
 
     def __getitem__(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)

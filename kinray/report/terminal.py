@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from kinray.core.kinship import Metric, group_kinship, kinship_matrix
-from kinray.core.scores import Difference, Failed, Result, Scored
+from kinray.core.scores import Difference, Failed, Result, Scored, Stopped
 from kinray.core.statistics import Statistics
 from kinray.errors import printable
 from kinray.report.leaderboard import Leaderboard
@@ -145,10 +145,10 @@ class Terminal:
 
     def finished(self, child: Child, result: Result, gain: Difference | None, *, remembered: bool) -> None:
         """A child has its result, which the policy knows."""
-        if isinstance(result, Scored):
+        if not isinstance(result, Failed):
             self._errors[child.name] = result.stderr
             if not remembered:
-                self._seconds.append(sum(result.seconds.values()))
+                self._seconds.append(_seconds(result))
         if self._live or self.verbose:
             lines = [self._outcome(child, result, gain, remembered=remembered), *self._refused(child), *_origin(child)]
             width = max((len(one.name) for one in self._generation), default=0)
@@ -213,8 +213,10 @@ class Terminal:
             return Text.assemble(("failed", "red"), f" {printable(result.error)}", records)
         gained = f"gain {plus_minus(gain.mean, gain.stderr, '+')}" if gain is not None else ""
         best = ("  best so far", "green") if self._best() == child else ""
-        seconds = f"{sum(result.seconds.values()):7.1f} s"
-        return Text.assemble(f"{plus_minus(result.score, result.stderr)}  {gained:19}{seconds}", best, records)
+        line = f"{plus_minus(result.score, result.stderr)}  {gained:19}{_seconds(result):7.1f} s"
+        if isinstance(result, Stopped):
+            return Text.assemble((f"stopped after {result.partial.items} of {result.of} items", "yellow"), f" {line}", records)
+        return Text.assemble(line, best, records)
 
     def _refused(self, child: Child) -> list[Text]:
         """Write the line of a child's entry that says which floor it breaks; none if it breaks none."""
@@ -233,10 +235,15 @@ class Terminal:
         """Sum up a generation where its children were not shown."""
         if self._policy is not None and self._generation and not (self._live or self.verbose):
             outcomes = [self._policy.population.outcome(child.name) for child in self._generation]
-            scored = sum(outcome is not None and outcome.score is not None for outcome in outcomes)
+            stopped = sum(outcome is not None and outcome.stopped for outcome in outcomes)
+            scored = sum(outcome is not None and outcome.score is not None for outcome in outcomes) - stopped
             refused = sum(outcome is not None and outcome.refused is not None for outcome in outcomes)
             failed = sum(outcome is not None and outcome.score is None for outcome in outcomes)
-            others = [f", {count} {what}" for count, what in ((refused, "of them refused"), (failed, "failed")) if count]
+            others = [
+                f", {count} {what}"
+                for count, what in ((refused, "of them refused"), (stopped, "stopped"), (failed, "failed"))
+                if count
+            ]
             counts = f"{scored} scored" + "".join(others)
             best = self._best_words()
             self._print(Text(f"  {counts}" + (f"; best so far {best}" if best else "")))
@@ -271,6 +278,10 @@ class Terminal:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _seconds(result: Scored | Stopped) -> float:
+    return sum((result.partial if isinstance(result, Stopped) else result).seconds.values())
 
 
 def _origin(child: Child) -> list[Text]:

@@ -95,7 +95,18 @@ def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) ->
     tokens = sum([*(row.get("tokens") or 0 for row in rows), *(one.tokens for one in compared)])
     held = math.fsum([*(row.get("gpu_seconds") or 0.0 for row in rows), *(one.gpu_seconds for one in compared)])
     counts = [f"{tokens:,} tokens"] * bool(tokens) + [f"{held:,.0f} GPU-seconds"] * bool(held)
-    return f"Scoring {what} took {clock(total)} ({each}): {'; '.join([split, *counts])}."
+    return f"Scoring {what} took {clock(total)} ({each}): {'; '.join([split, *counts])}.{_saved(rows)}"
+
+
+def _saved(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many of the children's items were not asked since children were stopped; nothing if none was."""
+    children = [row for row in rows if row["generation"]]
+    whole = max((row.get("items") or 0 for row in rows), default=0)
+    left = [whole - row["items"] for row in children if row["status"] == "stopped"]
+    if not left:
+        return ""
+    share = sum(left) / (whole * len(children))
+    return f" Stopping {len(left)} of {len(children)} children early saved {sum(left):,} items, {share:.0%} of the children's."
 
 
 def _span(seconds: float) -> str:
@@ -118,6 +129,8 @@ def conclusions(board: Leaderboard) -> list[str]:
         lines.append(f"Indistinguishable from {board.best} on the search's items {within}: {some(board.alike)}.")
     if board.refused:
         lines.append(f"Refused, since they lose more on a task than its floor allows: {some(board.refused)}.")
+    if board.stopped:
+        lines.append(f"Stopped early, with an estimate for a score: {some(board.stopped)}.")
     if board.optimism is not None:
         lines.append(f"Optimism of the search (its score minus the held-out score): {board.optimism:+.3f}.")
     return lines

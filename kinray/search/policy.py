@@ -56,6 +56,8 @@ class TopK:
         kinship: of any two models of the search.
         config: ``search`` of the configuration.
         seed: for the random policy.
+        racing: whether children that will not enter S may be stopped early. Then what does not enter S, stopped or not, has no
+            part in what is bred; what ``kinray.search.racing`` proves needs that.
     """
 
     def __init__(
@@ -66,7 +68,11 @@ class TopK:
         kinship: Kinship,
         config: SearchConfig,
         seed: int = 0,
+        *,
+        racing: bool = False,
     ) -> None:
+        self._racing = racing
+        self._bars: dict[int, float] = {}
         self._base, self._proposer, self._kinship, self._config, self._seed = base, proposer, kinship, config, seed
         self.population = Population(config.objective)
         self.generation = 0
@@ -99,6 +105,26 @@ class TopK:
         """Return S, the k highest ranked models so far."""
         return self.population.ranked()[: self._config.k]
 
+    @property
+    def rivals(self) -> list[Child]:
+        """S as it stood when the present generation began, best first."""
+        return [self.population[name] for name in self._top]
+
+    def bar(self, generation: int) -> float | None:
+        """Return the score that children of a generation must exceed to enter S; None if it is not raced."""
+        return self._bars.get(generation)
+
+    def entrants(self) -> list[Child]:
+        """Return the founders and all children that entered S, in the order of numbers.
+
+        Of a generation that is not raced, all that were scored count.
+        """
+        return [child for child in self.population.children if self._entered(child)]
+
+    def children_in(self, generation: int) -> list[Child]:
+        """Return the children of a generation."""
+        return [child for child in self.population.children if child.generation == generation]
+
     def made(self) -> int:
         """Count the children made so far, founders apart."""
         return len(self.population.children) - self._founders
@@ -115,15 +141,27 @@ class TopK:
         self.finished = self._reason_to_stop(before)
         if self.finished is None:
             self.generation += 1
+            if self._racing and len(self._top) == self._config.k:
+                self._bars[self.generation] = self.population.score(self._top[-1])
             self._queue = self._children_of(self._matings())
             if not self._queue:
                 self.finished = "no new pair is left to merge"
 
     def _learn(self) -> None:
-        for child in self._children_in(self.generation):
-            if isinstance(child.recipe, Merge):
+        bar = self.bar(self.generation)
+        for child in self.children_in(self.generation):
+            if not isinstance(child.recipe, Merge):
+                continue
+            if bar is None or self._entered(child):
                 refused = self.population.refused(child.name) is not None
                 self._proposer.learn(child.recipe, self.population.gains(child), refused=refused)
+            else:  # whether it was stopped or not, as if it had reached the bar, and against its better parent
+                better = max(self.population.score(parent) for parent in child.parents)
+                self._proposer.learn(child.recipe, (min(0.0, bar - better),))
+
+    def _entered(self, child: Child) -> bool:
+        bar = self.bar(child.generation)
+        return self.population.contends(child.name) and (bar is None or self.population.score(child.name) > bar)
 
     def _reason_to_stop(self, before: list[str]) -> str | None:
         config = self._config
@@ -141,13 +179,10 @@ class TopK:
                 return f"the mean kinship within the top {len(self._top)} is {mean:.3f}, above {config.stop_kinship:g}"
         return None
 
-    def _children_in(self, generation: int) -> list[Child]:
-        return [child for child in self.population.children if child.generation == generation]
-
     # -- matings
 
     def _matings(self) -> list[Mating]:
-        pool = self.population.ranked(self._children_in(0)) if self.generation == 1 else self.top()
+        pool = self.population.ranked(self.children_in(0)) if self.generation == 1 else self.top()
         pairs = list(combinations(pool, 2))
         if self._config.policy == "random" and self.generation > 1:
             pairs = self._random_pairs(len(pairs))
@@ -157,7 +192,7 @@ class TopK:
         return matings
 
     def _random_pairs(self, count: int) -> list[tuple[Child, Child]]:
-        fresh = [pair for pair in combinations(self.population.ranked(), 2) if _pair(*pair) not in self._mated]
+        fresh = [pair for pair in combinations(self.population.ranked(self.entrants()), 2) if _pair(*pair) not in self._mated]
         return random.Random(f"{self._seed}/{self.generation}").sample(fresh, min(count, len(fresh)))
 
     def _exploration(self, taken: set[frozenset[str]]) -> list[Mating]:
@@ -179,11 +214,11 @@ class TopK:
     def _mate_pool(self) -> list[Child]:
         match self._config.mate_pool:
             case "population":
-                return self.population.ranked()
+                return self.population.ranked(self.entrants())
             case "top-k":
                 return self.top()
             case "generation":
-                return self.population.ranked(self._children_in(self.generation - 1))
+                return self.population.ranked(filter(self._entered, self.children_in(self.generation - 1)))
 
     def _mate(self, first: Child, second: Child, operator: Operator) -> Mating:
         return Mating(first, second, operator, self._between(first, second))
@@ -246,9 +281,10 @@ class TopK:
             "generation": self.generation,
             "finished": None if self._stopped else self.finished,
             "top": self._top,
+            "bars": {str(generation): bar for generation, bar in self._bars.items()},
             "children": [child_state(child) for child in self.population.children if child.generation > 0],
             "outcomes": {
-                child.name: [outcome.score, outcome.error, dict(outcome.tasks), outcome.refused]
+                child.name: [outcome.score, outcome.error, dict(outcome.tasks), outcome.refused, outcome.stopped]
                 for child in self.population.children
                 if (outcome := self.population.outcome(child.name))
             },
@@ -276,6 +312,7 @@ class TopK:
             recipes[child.recipe.digest] = child.recipe
             self.population.add(child)
             self._mated.add(frozenset(child.parents))
+        self._bars = {int(generation): bar for generation, bar in state["bars"].items()}
         for name, outcome in state["outcomes"].items():
             self.population.tell(name, Outcome(*outcome))
         generations, top = state["generation"], list(state["top"])

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from kinray.core.recipe import Recipe
-from kinray.core.scores import Failed, Result
+from kinray.core.scores import Failed, Result, Stopped
 from kinray.core.statistics import Float64
 from kinray.search.pareto import crowded_order, fronts
 
@@ -48,12 +48,14 @@ class Outcome:
         error: what it failed with.
         tasks: its score on each task.
         refused: which floor it breaks; it then keeps its score, but has no rank, so it is never a parent and never the best.
+        stopped: whether it was not asked all items; its score is an estimate, and it has no rank either.
     """
 
     score: float | None
     error: str | None = None
     tasks: Mapping[str, float] = field(default_factory=dict)
     refused: str | None = None
+    stopped: bool = False
 
     @classmethod
     def of(cls, result: Result, refused: str | None = None) -> "Outcome":
@@ -62,6 +64,8 @@ class Outcome:
             return cls(None, result.error)
         if math.isnan(result.score):
             return cls(None, "the score is NaN")
+        if isinstance(result, Stopped):
+            return cls(result.score, stopped=True)
         return cls(result.score, None, {name: task.score for name, task in result.tasks.items()}, refused)
 
 
@@ -111,6 +115,11 @@ class Population:
         """Return a child's outcome, None while it is out."""
         return self._outcomes.get(name)
 
+    def contends(self, name: str) -> bool:
+        """Tell whether a child has a rank: it was scored on all items and not refused."""
+        outcome = self.outcome(name)
+        return outcome is not None and _ranks(outcome)
+
     def refused(self, name: str) -> str | None:
         """Return why a child was refused; None while it is out, and when it was not."""
         outcome = self.outcome(name)
@@ -142,11 +151,7 @@ class Population:
 
     def contenders(self, among: Iterable[Child] | None = None) -> list[Child]:
         """Sort what was scored and not refused by the mean over tasks, then by number (so founders first)."""
-        scored = [
-            child
-            for child in (self.children if among is None else among)
-            if (outcome := self.outcome(child.name)) is not None and _ranks(outcome)
-        ]
+        scored = [child for child in (self.children if among is None else among) if self.contends(child.name)]
         return sorted(scored, key=self._place)
 
     def ranked(self, among: Iterable[Child] | None = None) -> list[Child]:
@@ -180,4 +185,4 @@ class Population:
 
 
 def _ranks(outcome: Outcome) -> bool:
-    return outcome.score is not None and outcome.refused is None
+    return outcome.score is not None and outcome.refused is None and not outcome.stopped

@@ -128,7 +128,7 @@ def item_order(counts: Mapping[str, int], weights: Mapping[str, float], purpose:
 
 
 def rounds(items: int, pack: int = PACK, growth: float = 1.125) -> list[int]:
-    """List how many items a child has been asked at the end of each round: whole packs, more with what is done; the last ends it.
+    """List how many items a child has been asked at the end of each round: whole packs, growing; the last round ends it.
 
     Args:
         items: of all tasks.

@@ -90,8 +90,8 @@ def test_hf_on_a_folder_scores_exactly_as_the_resident_model(
         merge("slerp", numbers, words, t=0.3),
         merge("ties", numbers, merge("linear", letters, words), base=base, density=0.5),
     ]
-    resident = Scorer(specs, None, configure(KINDS, tasks, holdout=0.5, share_prompts=False), "cpu")
-    exported = Scorer(specs, None, configure(KINDS, tasks, holdout=0.5, backend="hf"), "cpu")
+    resident = Scorer(specs, None, configure(KINDS, tasks, holdout=0.5, share_prompts=False, pack=24), "cpu")
+    exported = Scorer(specs, None, configure(KINDS, tasks, holdout=0.5, backend="hf", pack=24), "cpu")
 
     for model in models:
         ours, expected = exported.score(model, split), resident.score(model, split)

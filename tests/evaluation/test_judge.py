@@ -17,7 +17,7 @@ RIGHT = [float(number % 3 == 0) for number in range(40)]
 def judged(tasks: list[Path], task: str | dict[str, Any], *values: list[Any]) -> TaskScore:
     """Judge made-up values of a task's items, all of which are searched on."""
     (loaded,) = load([task], tasks, holdout=0).tasks
-    return loaded.judge("search", list(values))
+    return loaded.judge([dict(enumerate(own)) for own in values])
 
 
 def test_score_and_error_of_a_mean_are_lm_evals_own(tasks: list[Path]) -> None:
@@ -39,7 +39,7 @@ def test_the_weight_of_the_entry_is_kept(tasks: list[Path]) -> None:
 def test_items_are_labelled_by_their_place_in_the_data(tasks: list[Path]) -> None:
     (loaded,) = load([{"name": "demo_numbers", "limit": 5}], tasks).tasks
 
-    result = loaded.judge("search", [[1.0, 0.0, 0.0, 1.0, 1.0]])
+    result = loaded.judge([dict(zip(loaded.leaves[0].items["search"], [1.0, 0.0, 0.0, 1.0, 1.0], strict=True))])
 
     assert result.items == tuple(str(item) for item in loaded.leaves[0].items["search"])
 
@@ -85,7 +85,7 @@ def test_the_error_of_a_perplexity_is_the_jackknifes(words: Path, tasks: list[Pa
     spec = {"name": "likelihood", "limit": 12, "scale": [1000, 0]}
     (loaded,) = load([spec], tasks, holdout=0).tasks
 
-    result = loaded.judge("search", [likelihoods])
+    result = loaded.judge([dict(enumerate(likelihoods))])
 
     left_out = [np.exp(-np.mean(np.delete(likelihoods, item))) for item in range(12)]
     expected = np.sqrt(11 / 12 * np.sum((left_out - np.mean(left_out)) ** 2)) / 1000
@@ -141,7 +141,7 @@ def test_a_group_counts_its_tasks_by_their_items(grouped: list[Path]) -> None:
     (loaded,) = load(["tagged"], grouped, holdout=0).tasks
     values = {"short": [1.0] * 8, "long": [0.0] * 40}
 
-    result = loaded.judge("search", [values[leaf.name] for leaf in loaded.leaves])
+    result = loaded.judge([dict(enumerate(values[leaf.name])) for leaf in loaded.leaves])
 
     assert result.score == pytest.approx(8 / 48)
     assert result.stderr == pytest.approx(np.std([1.0] * 8 + [0.0] * 40, ddof=1) / np.sqrt(48))

@@ -140,7 +140,7 @@ def test_a_child_whose_answers_are_no_numbers_fails(specs: list[ModelSpec], task
     failed = scorer.score(wild.founder)
 
     assert isinstance(failed, Failed)
-    assert failed.error == "160 of 160 log-likelihoods of the child are NaN"
+    assert failed.error == "128 of 128 log-likelihoods of the child are NaN"
 
 
 def test_a_child_too_large_for_half_precision_fails(specs: list[ModelSpec], tasks: list[Path], tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_each_task_has_the_prompts_that_it_asks_for(specs: list[ModelSpec], numb
         {"name": "named", "apply_chat_template": "letters", **scale},
         {"name": "one_turn", "fewshot_as_multiturn": False, "system_instruction": "Be The", **scale},
     ]
-    config = configure(entries, [tmp_path], apply_chat_template=True)
+    config = configure(entries, [tmp_path], apply_chat_template=True, pack=1000)
     scorer = Scorer([spec(folder), *specs[1:]], None, config, "cpu")
 
     result = scorer.score(specs[1].founder)
@@ -223,7 +223,8 @@ def test_each_task_has_the_prompts_that_it_asks_for(specs: list[ModelSpec], numb
     )["one_turn"]
     assert likelihoods(result, "plain") == pytest.approx(plain.values("perplexity"), abs=2e-5)
     assert likelihoods(result, "one_turn") == pytest.approx(one_turn.values("perplexity"), abs=2e-5)
-    prompts = [own[0].args[0] for own in scorer._prepared["search"].instances]
+    (pack,) = scorer._prepared["search"].packs
+    prompts = [pack.instances[leaf][0].args[0] for leaf in range(3)]
     assert [prompt.split()[0] for prompt in prompts] == ["The", "of", "of"]
     assert [prompt.split()[-1] for prompt in prompts] == ["is", "among", "is"]
     assert [prompt.count(" of The ") for prompt in prompts[1:]] == [3, 1]
@@ -237,7 +238,11 @@ def test_text_is_generated_with_the_tasks_own_settings(specs: list[ModelSpec], w
 
     scorer.score(specs[1].founder)
 
-    texts = [[instance.resps[0] for instance in own] for own in scorer._prepared["search"].instances]
+    texts = [{}, {}]
+    for pack in scorer._prepared["search"].packs:
+        for leaf, own in pack.instances.items():
+            texts[leaf] |= {instance.doc_id: instance.resps[0] for instance in own}
     stock = simple_evaluate(specs[1].folder, {"long": None}, [tmp_path], gen_kwargs={"max_gen_toks": 4, "until": ["#"]})["long"]
-    assert texts[1] == [sample["resps"][0][0] for sample in stock.samples]
-    assert max(len(text.split()) for text in texts[0]) <= 2 < max(len(text.split()) for text in texts[1])
+    assert texts[1] == {sample["doc_id"]: sample["resps"][0][0] for sample in stock.samples}
+    short, long = (max(len(text.split()) for text in own.values()) for own in texts)
+    assert short <= 2 < long

@@ -173,7 +173,7 @@ def test_models_that_take_masks_share_prompts_and_answer_as_in_stock_lm_eval(
     requests = with_greedy(lm, asked)
 
     sharing = sharing_of(lm, 256)
-    ours = Likelihoods(lm, requests, sharing, 256).answer()
+    ours = Likelihoods(lm, [requests], sharing, 256).answer()
 
     stock = lm.loglikelihood(requests, disable_tqdm=True)
     assert (sharing.reason, sharing.prefix) == ("", PREFIX)
@@ -192,7 +192,7 @@ def test_other_models_are_asked_one_request_at_a_time(kind: str, tokenizer: Any,
 
     assert sharing.reach == 0
     assert reason in sharing.reason
-    assert Likelihoods(lm, some, sharing, 256).answer() == lm.loglikelihood(some, disable_tqdm=True)
+    assert Likelihoods(lm, [some], sharing, 256).answer() == lm.loglikelihood(some, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral"])
@@ -201,13 +201,13 @@ def test_requests_longer_than_a_sliding_window_share_nothing(kind: str, tokenize
     lm = language_model(configs[kind](**GROUPED, sliding_window=72), tokenizer)
 
     sharing = sharing_of(lm, 256)
-    ours = Likelihoods(lm, asked, sharing, 256).answer()
+    ours = Likelihoods(lm, [asked], sharing, 256).answer()
 
     stock = lm.loglikelihood(asked, disable_tqdm=True)
     right = pytest.approx([likelihood for likelihood, _ in stock], abs=2e-4)
     assert sharing.reach == 72
     assert [likelihood for likelihood, _ in ours] == right
-    assert [likelihood for likelihood, _ in Likelihoods(lm, asked, Sharing(), 256).answer()] != right
+    assert [likelihood for likelihood, _ in Likelihoods(lm, [asked], Sharing(), 256).answer()] != right
 
 
 @pytest.mark.parametrize("budget", [16, 4096])
@@ -218,7 +218,7 @@ def test_prompts_are_cut_as_in_stock_lm_eval_whatever_the_budget(
     lm = language_model(SHARING["llama"](), tokenizer, max_length=max_length)
     short = [one for one in asked if len(tokenizer.encode(one.args[1])) <= max_length]
 
-    ours = Likelihoods(lm, short, Sharing(), budget).answer()
+    ours = Likelihoods(lm, [short], Sharing(), budget).answer()
 
     stock = lm.loglikelihood(short, disable_tqdm=True)
     assert len(short) > 40
@@ -232,7 +232,7 @@ def test_rolling_likelihoods_sum_the_windows_of_stock_lm_eval(tokenizer: Any) ->
         for item, words in enumerate([1, 9, 60])
     ]
 
-    ours = Likelihoods(lm, texts, Sharing(), 64).answer()
+    ours = Likelihoods(lm, [texts], Sharing(), 64).answer()
 
     assert ours == pytest.approx(lm.loglikelihood_rolling(texts, disable_tqdm=True), abs=2e-4)
 
@@ -243,7 +243,7 @@ def test_rolling_likelihoods_sum_the_windows_of_stock_lm_eval(tokenizer: Any) ->
 def test_every_child_is_packed_the_same_way(tokenizer: Any, asked: list[Instance], monkeypatch: pytest.MonkeyPatch) -> None:
     """In half precision answers depend on what goes through the model together."""
     lm = language_model(SHARING["llama"](), tokenizer, torch.bfloat16)
-    likelihoods = Likelihoods(lm, asked, Sharing(), 256)
+    likelihoods = Likelihoods(lm, [asked], Sharing(), 256)
     passes: list[list[Any]] = [[], [], []]
     forward = lm.model.forward
     answers = []
@@ -275,7 +275,7 @@ def test_examples_that_all_questions_show_go_through_the_model_once(tokenizer: A
     seen = []
     lm.model.model.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True)
 
-    Likelihoods(lm, few_shot, Sharing(), 256).answer()
+    Likelihoods(lm, [few_shot], Sharing(), 256).answer()
 
     assert min(lengths) > 60
     assert sum(seen) < 3 * min(lengths) < sum(lengths) / 5
@@ -294,7 +294,7 @@ def test_the_model_is_left_as_it_was(tokenizer: Any, asked: list[Instance]) -> N
     inputs = torch.tensor([[1, 2, 3]])
     before = lm.model(inputs).logits
 
-    Likelihoods(lm, asked[:8], Sharing(), 64).answer()
+    Likelihoods(lm, [asked[:8]], Sharing(), 64).answer()
 
     assert torch.equal(lm.model(inputs).logits, before)
 
@@ -308,7 +308,7 @@ def test_an_answer_that_is_no_number_fails_the_child(tokenizer: Any, asked: list
         lm.model.model.norm.weight.fill_(float("nan"))
 
     with pytest.raises(RunError, match="8 of 8 log-likelihoods of the child are NaN"):
-        Likelihoods(lm, asked[:8], Sharing(), 64).answer()
+        Likelihoods(lm, [asked[:8]], Sharing(), 64).answer()
 
 
 @pytest.mark.parametrize(
@@ -323,4 +323,4 @@ def test_what_has_no_likelihood_is_an_error_of_the_task(context: str, answer: st
     lm = language_model(SHARING["llama"](), tokenizer, max_length=20)
 
     with pytest.raises(TaskError, match=said):
-        Likelihoods(lm, [instance("loglikelihood", "odd", 3, 0, context, answer)], Sharing(), 64)
+        Likelihoods(lm, [[instance("loglikelihood", "odd", 3, 0, context, answer)]], Sharing(), 64)
