@@ -100,13 +100,14 @@ def spent(rows: Sequence[Mapping[str, Any]], compared: Sequence[Scored] = ()) ->
 
 def _saved(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say how many of the children's items were not asked since children were stopped; nothing if none was."""
-    children = [row for row in rows if row["generation"]]
-    whole = max((row.get("items") or 0 for row in rows), default=0)
-    left = [whole - row["items"] for row in children if row["status"] == "stopped"]
-    if not left:
+    stopped = [row["items"] for row in rows if row["status"] == "stopped"]
+    if not stopped:
         return ""
-    share = sum(left) / (whole * len(children))
-    return f" Stopping {len(left)} of {len(children)} children early saved {sum(left):,} items, {share:.0%} of the children's."
+    children = sum(row["generation"] > 0 for row in rows)
+    whole = max(row["items"] for row in rows)
+    left = whole * len(stopped) - sum(stopped)
+    share = f"{left / (whole * children):.0%} of the children's"
+    return f" Stopping {len(stopped)} of {plural(children, 'child', 'children')} early saved {left:,} items, {share}."
 
 
 def _span(seconds: float) -> str:

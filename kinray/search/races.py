@@ -61,7 +61,8 @@ class Races:
         if self._policy.bar(generation) is None:
             return None
         names = [child.name for child in self._policy.rivals]
-        others = [child.name for child in self._policy.entrants() if child.name not in names]
+        earlier = (child for child in self._policy.entrants() if child.generation < generation)
+        others = [child.name for child in earlier if child.name not in names]
         top, known = ([self._kept(name) for name in some] for some in (names, others[-_KNOWN:]))
         models = [one for one in (*top, *known) if one is not None]
         if len(models) < len(top) + len(known) or not all(map(can_race, models)):

@@ -33,6 +33,7 @@ gain double
 gain_stderr double
 status string
 error string
+items int64
 score/maths double
 stderr/maths double
 score/text double

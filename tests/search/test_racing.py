@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -152,7 +152,7 @@ def _with_sum(rng: np.random.Generator, values: np.ndarray, total: float) -> np.
     return values
 
 
-def test_a_search_that_breeds_from_what_it_did_not_stop_errs_as_rarely_as_it_says() -> None:
+def test_a_search_that_breeds_from_what_entered_s_errs_as_rarely_as_it_says() -> None:
     rng = np.random.default_rng(2)
     counts, weights, error_rate, searches = {"a": 60}, {"a": 1.0}, 0.3, 300
     wrong = 0
@@ -160,17 +160,18 @@ def test_a_search_that_breeds_from_what_it_did_not_stop_errs_as_rarely_as_it_say
         common = (rng.random(60) < 0.5).astype(float)
         top = sorted((population(rng, 0.7, 0.5, common) for _ in range(3)), key=np.sum)[::-1]
         spent: list[float] = []
-        for generation in range(4):
-            order = item_order(counts, weights, f"{search}/{generation}")
+        order = item_order(counts, weights, str(search))
+        for _ in range(4):
             race = Race([scored({"a": tuple(values)}, weights) for values in top], order)
             allowed, kept = level(error_rate, spent, 3), []
             for _ in range(3):
                 child = _with_sum(rng, population(rng, 0.7, 0.5, common), top[-1].sum() + rng.integers(-3, 2))
+                enters = child.sum() > top[-1].sum()
                 if race.log_wealth(order.gather({"a": child})).max() >= -math.log(allowed):
-                    wrong += child.sum() > top[-1].sum()
-                    if child.sum() > top[-1].sum():
+                    wrong += enters
+                    if enters:
                         break
-                else:
+                elif enters:
                     kept.append(child)
                     spent.append(allowed)
             top = sorted([*top, *kept], key=np.sum)[::-1][:3]
@@ -199,14 +200,14 @@ def test_a_known_model_that_answers_like_the_child_stops_it_sooner() -> None:
     rival = (rng.random(600) < 0.6).astype(float)
     parent = (rng.random(600) < 0.55).astype(float)
     child = np.where(rng.random(600) < 0.03, 1 - parent, parent)
-    order = item_order(counts, weights, "one")
+    order, ends = item_order(counts, weights, "one"), rounds(600, 16)
     top, known = scored({"a": tuple(rival)}, weights), scored({"a": tuple(parent)}, weights)
     values = order.gather({"a": child})
 
     def needed(race: Race) -> int:
-        return next(n for n in rounds(600) if n == 600 or race.look(values[:n], 0.01).stop)
+        return next(n for n in ends if n == 600 or race.look(values[:n], 0.01).stop)
 
-    assert needed(Race([top], order, [known])) < 0.6 * needed(Race([top], order))
+    assert needed(Race([top], order, [known], ends)) < 0.6 * needed(Race([top], order, [], ends))
 
 
 # -- orders, rounds, levels
@@ -242,17 +243,18 @@ def test_order_depends_on_its_purpose_only() -> None:
     assert item_order(counts, weights, "one").items != item_order(counts, weights, "two").items
 
 
+@pytest.mark.parametrize("pack", [1, 16, 32])
 @pytest.mark.parametrize("items", [1, 15, 16, 17, 60, 3026])
-def test_rounds_end_with_the_last_item_and_grow(items: int) -> None:
-    ends = rounds(items)
+def test_rounds_are_whole_packs_that_grow_and_end_with_the_last_item(items: int, pack: int) -> None:
+    ends = rounds(items, pack)
 
-    steps = np.diff([0, *ends])
     assert ends[-1] == items
-    assert np.all(steps > 0) and np.all(np.diff(steps[:-1]) >= 0)
+    assert all(end % pack == 0 for end in ends[:-1])
+    assert all(after > before and after - before <= before / 8 + pack for before, after in pairwise(ends))
 
 
 @given(children=st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1)), max_size=20))
-def test_levels_of_children_that_are_kept_never_add_up_to_more_than_the_error_rate(
+def test_levels_of_children_that_enter_s_never_add_up_to_more_than_the_error_rate(
     children: list[tuple[int, float]],
 ) -> None:
     spent: list[float] = []
@@ -262,7 +264,7 @@ def test_levels_of_children_that_are_kept_never_add_up_to_more_than_the_error_ra
         spent += [allowed] * round(kept * count)
 
 
-def test_a_generation_whose_children_are_all_stopped_leaves_the_next_one_its_level() -> None:
+def test_a_generation_of_which_none_enters_s_leaves_the_next_one_its_level() -> None:
     assert level(0.05, [], 5) == pytest.approx(0.005)
     assert level(0.05, [0.005] * 5, 5) == pytest.approx(0.0025)
 
