@@ -71,6 +71,24 @@ class Leaf:
     items: dict[Split, list[int]]
     prompts: Prompts
 
+    @cached_property
+    def clustered(self) -> bool:
+        """Whether documents are judged in clusters: lm-eval's ``acc_all`` wants all answers to a question right."""
+        from lm_eval.api.metrics import acc_all
+
+        return self.aggregate is acc_all
+
+    def by_item(self, values: Mapping[int, Any]) -> dict[int | str, Any]:
+        """Order the values of documents by number; those of clusters become one each, which is then an item."""
+        ordered = [(number, values[number]) for number in sorted(values)]
+        if not self.clustered:
+            return dict(ordered)
+        right: dict[int | str, bool] = {}
+        for _, (said, document) in ordered:
+            name = f"{document['idx']['paragraph']}/{document['idx']['question']}"
+            right[name] = right.get(name, True) and (document["label"] == 1) == said
+        return {name: float(all_right) for name, all_right in right.items()}
+
     def values(self, instances: Sequence[Any]) -> dict[int, Any]:
         """Let lm-eval judge answered instances and return the metric of each item, by document number."""
         self.task._instances = list(instances)
@@ -136,13 +154,13 @@ class LoadedTask:
         Raises:
             TaskError: when the score lies outside of 0..1 and no scale was given.
         """
-        judged = [(leaf, dict(sorted(own.items()))) for leaf, own in zip(self.leaves, values, strict=True) if own]
+        judged = [(leaf, leaf.by_item(own)) for leaf, own in zip(self.leaves, values, strict=True) if own]
         total = sum(len(own) for _, own in judged)
         shares = [len(own) / total for _, own in judged]
         pairs = [_score(leaf, list(own.values())) for leaf, own in judged]
         score = math.fsum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
         error = math.sqrt(math.fsum((share * pair[1]) ** 2 for share, pair in zip(shares, pairs, strict=True)))
-        paired = all(leaf.is_mean for leaf in self.leaves)
+        paired = all(leaf.is_mean or leaf.clustered for leaf in self.leaves)
         flat = [_number(value) for _, own in judged for value in own.values()]
         if paired and len(self.leaves) > 1:
             error = standard_error(flat)
@@ -161,8 +179,8 @@ class LoadedTask:
         labels = tuple(self.label(leaf, item) for leaf, own in judged for item in own)
         return TaskScore(score, error, labels, tuple(flat), self.spec.weight, paired)
 
-    def label(self, leaf: Leaf, item: int) -> str:
-        """Name an item: a document number, in a group with its task."""
+    def label(self, leaf: Leaf, item: int | str) -> str:
+        """Name an item: a document number or a cluster of them, in a group with its task."""
         return f"{leaf.name}:{item}" if len(self.leaves) > 1 else str(item)
 
 
@@ -328,6 +346,8 @@ def _split(name: str, count: int, limit: int | None, holdout: float, seed: int) 
 
 def _score(leaf: Leaf, values: Sequence[Any]) -> tuple[float, float]:
     """Return score and standard error of one task; by the jackknife where the metric is no mean over items."""
+    if leaf.clustered:
+        return math.fsum(values) / len(values), standard_error(values)
     score = _aggregate(leaf, values)
     if leaf.is_mean:
         return score, standard_error([_number(value) for value in values])

@@ -127,7 +127,7 @@ def item_order(counts: Mapping[str, int], weights: Mapping[str, float], purpose:
     return Order(items, np.array([share[task] for task, _ in items]))
 
 
-def rounds(items: int, pack: int = PACK, growth: float = 1.125) -> list[int]:
+def rounds(items: int, pack: int = PACK, growth: float = 1.25) -> list[int]:
     """List how many items a child has been asked at the end of each round: whole packs, growing; the last round ends it.
 
     Args:

@@ -1,5 +1,6 @@
 """From the values of items to a task's score and its standard error."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from kinray.core.scores import TaskScore
 from kinray.errors import RunError, TaskError
+from kinray.evaluation.tasks import LoadedTask
 from tests.evaluation.tiny import CHOICES, load, write_task
 
 RIGHT = [float(number % 3 == 0) for number in range(40)]
@@ -164,3 +166,23 @@ def test_nan_stays_nan_under_a_scale(tasks: list[Path]) -> None:
     result = judged(tasks, {"name": "demo_numbers", "scale": [0, 1]}, [math.nan, *RIGHT[1:]])
 
     assert math.isnan(result.score)
+
+
+def test_answers_to_one_question_are_a_cluster_as_in_lm_eval(tasks: list[Path]) -> None:
+    from lm_eval.api.metrics import acc_all, acc_all_stderr
+
+    drawn = np.random.default_rng(3)
+    answers = [
+        (bool(drawn.random() < 0.8), {"idx": {"paragraph": question // 3, "question": question}, "label": 1})
+        for question in range(12)
+        for _ in range(3)
+    ]
+    (loaded,) = load(["demo_numbers"], tasks, holdout=0).tasks
+    leaf = dataclasses.replace(loaded.leaves[0], aggregate=acc_all, is_mean=False)
+    clustered = LoadedTask(loaded.spec, [leaf])
+
+    result = clustered.judge([dict(enumerate(answers))])
+
+    assert result.score == pytest.approx(acc_all(answers))
+    assert result.stderr == pytest.approx(acc_all_stderr(answers))
+    assert len(result.items) == len(set(result.items)) == 12 and result.paired and not clustered.bounded

@@ -9,51 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kinray.core.recipe import Founder, Merge, Recipe
-from kinray.core.scores import Failed, Scored, Stopped, TaskScore
+from kinray.config import SearchConfig
+from kinray.core.scores import Failed, Scored, Stopped
 from kinray.search.policy import TopK
 from kinray.search.population import Outcome
 from kinray.search.races import Races
 from kinray.search.racing import item_order, level, rounds
+from tests.helpers.answers import COUNTS, WEIGHTS, World, first_items
 from tests.helpers.recipes import founder
 from tests.helpers.search import chance_kinship, lineage, proposer
 
 FOUNDERS = [founder(name) for name in "abcd"]
-WEIGHTS = {"long": 1.0, "short": 2.0}
-COUNTS = {"long": 300, "short": 100}
 OPEN: Mapping[str, Any] = {"slerp": {"t": {"low": 0.1, "high": 0.9}}, "ties": {"density": {"low": 0.2, "high": 0.8}}}
-
-
-class World:
-    """What each model answers to each item."""
-
-    def __init__(self, seed: int, out_of_bounds: str = "") -> None:
-        self._seed, self._odd = seed, out_of_bounds
-        self._known: dict[str, Scored] = {}
-
-    def score(self, recipe: Recipe) -> Scored:
-        if recipe.digest not in self._known:
-            values = {task: self._values(recipe, task) for task in COUNTS}
-            self._known[recipe.digest] = Scored(
-                {
-                    task: TaskScore(float(np.mean(own)), 0.1, tuple(map(str, range(len(own)))), tuple(own), WEIGHTS[task])
-                    for task, own in values.items()
-                }
-            )
-        return self._known[recipe.digest]
-
-    def _values(self, recipe: Recipe, task: str) -> np.ndarray:
-        draw = random.Random(f"{self._seed}/{recipe.digest}/{task}")
-        rng = np.random.default_rng(draw.getrandbits(32))
-        if isinstance(recipe, Founder):
-            values = (rng.random(COUNTS[task]) < 0.5).astype(float)
-            return values + 0.5 if self._odd == recipe.name else values
-        assert isinstance(recipe, Merge)
-        first, second = (np.array(self.score(parent).tasks[task].values) for parent in recipe.parents)
-        mixed = np.where(rng.random(COUNTS[task]) < 0.5, first, second)
-        better = rng.random(COUNTS[task]) < 0.1
-        worse = rng.random(COUNTS[task]) < random.Random(f"{self._seed}/{recipe.digest}").choice([0.05, 0.5])
-        return np.where(worse, 0.0, np.where(better, 1.0, mixed))
 
 
 class Search:
@@ -62,8 +29,6 @@ class Search:
     def __init__(
         self, world: World, racing: bool = True, blind: bool = False, error_rate: float = 0.05, **settings: Any
     ) -> None:
-        from kinray.config import SearchConfig
-
         config = SearchConfig(**{"k": 3, "max_children": 24, "children_per_mating": 2, **settings})
         self.world, self.blind = world, blind
         self.policy = TopK(FOUNDERS, founder("base"), proposer(OPEN), chance_kinship(1), config, racing=racing)
@@ -80,10 +45,7 @@ class Search:
         whole = self.world.score(child.recipe)
         if child.generation and self.races.on() and not self.blind:
             for end in self.ends[:-1]:
-                asked: dict[str, list[str]] = {}
-                for task, place in sorted(self.order.items[:end]):
-                    asked.setdefault(task, []).append(str(place))
-                if (stopped := self.races.verdict(whole.on(asked))) is not None:
+                if (stopped := self.races.verdict(first_items(whole, self.order, end))) is not None:
                     return stopped
         return whole
 

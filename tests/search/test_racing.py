@@ -250,7 +250,7 @@ def test_rounds_are_whole_packs_that_grow_and_end_with_the_last_item(items: int,
 
     assert ends[-1] == items
     assert all(end % pack == 0 for end in ends[:-1])
-    assert all(after > before and after - before <= before / 8 + pack for before, after in pairwise(ends))
+    assert all(after > before and after - before <= before / 4 + pack for before, after in pairwise(ends))
 
 
 @given(children=st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1)), max_size=20))
