@@ -32,11 +32,18 @@ WORLD = World(0)
 class FakeEvaluators:
     """Two evaluators that know what they have asked so far."""
 
-    names = ("evaluator-0", "evaluator-1")
-
     def __init__(self) -> None:
         self.asked = [0, 0]
         self.items = 0
+
+    def ready(self) -> list[int]:
+        return [0, 1]
+
+    def joined(self) -> list[int]:
+        return []
+
+    def name(self, number: int) -> str:
+        return f"evaluator-{number}"
 
     def so_far(self, number: int, recipe: Recipe) -> Scored | None:
         return first_items(WORLD.score(recipe), ORDER, self.asked[number]) if self.asked[number] else None
