@@ -15,7 +15,7 @@ from kinray.core.recipe import Recipe
 from kinray.core.scores import Failed, Scored, TaskScore
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
-from kinray.errors import CheckpointError, RoomError, RunError
+from kinray.errors import RoomError, RunError
 from kinray.evaluation.backend import Answers, Ask, Requests, open_backend
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.score_cache import ScoreCache
@@ -150,7 +150,7 @@ class Scorer:
                         scores = self._judged(values)
             except RoomError:
                 raise
-            except (RunError, CheckpointError) as error:
+            except RunError as error:
                 yield Failed(str(error))
                 return
             total, tokens, seconds = total + perf_counter() - started, tokens + answers.tokens, seconds | answers.seconds
