@@ -15,6 +15,7 @@ for tool in sshd rsync ip nsenter; do
     command -v $tool > /dev/null || { echo "$tool is missing: apt-get install openssh-server rsync iproute2" >&2; exit 2; }
 done
 export PATH=$(dirname "${PYTHON:-$(command -v python)}"):$PATH
+python -c 'import kinray, ray, aiohttp_cors' || { echo "Install kinray and ray[default] first." >&2; exit 2; }
 environment=$(python -c 'import sys; print(sys.prefix)')
 interpreter=$(python -c 'import sys; print(sys.base_prefix)')   # may lie in /root, which each host has for itself
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -113,7 +114,7 @@ grep -q 'Node 10.77.0.3 has no folder /root/.cache/kinray' "$work/refused" || { 
 [[ ! -e $work/shared/runs/refused ]] || { echo "a refused search has written a run folder" >&2; exit 1; }
 echo "a search whose models one node lacks is refused: $(grep -ao 'Node 10.77.0.3 has no folder' "$work/refused" | head -1) …"
 
-(sleep infinity | launcher dashboard /root/cluster.yaml > "$work/tunnel" 2>&1 || true) &   # it lives as long as its input
+on_laptop bash -c "sleep infinity | ray dashboard /root/cluster.yaml" > "$work/tunnel" 2>&1 &   # it lasts as long as its input
 step "tunnel to the job server" within 60 on_laptop curl -sf http://127.0.0.1:8265/api/version
 step "ray job submit, the demo's search" launcher job submit --address http://127.0.0.1:8265 -- \
     "export KINRAY_CACHE=/mnt/cache && $evolve --output /mnt/runs/demo"

@@ -1,5 +1,6 @@
 """Kinship of any two models of a running search: algebra where it can be, shards where a child must be measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from kinray.cluster.shards import Shards
@@ -24,16 +25,16 @@ class SearchKinship:
         self._started: dict[str, list[Any]] = {}
         self.asked: dict[tuple[str, str], float] = {}
 
-    def __call__(self, a: Recipe, b: Recipe) -> float:
-        """Return the kinship of two models, measuring first what is missing."""
+    def __call__(self, a: Recipe, others: Sequence[Recipe]) -> list[float]:
+        """Return the kinship of a model with each of several, measuring first what is missing."""
         while True:
             try:
-                value = self._map.between(self._metric, a, b)
+                values: list[float] = self._map.with_each(self._metric, a, others).tolist()
             except MissingProduct as missing:
                 self._measure(*missing.recipes)
             else:
-                self.asked[a.digest, b.digest] = value
-                return value
+                self.asked.update(((a.digest, b.digest), value) for b, value in zip(others, values, strict=True))
+                return values
 
     def prefetch(self, recipe: Recipe) -> None:
         """Begin to measure a child that will be asked about, while it is being scored."""

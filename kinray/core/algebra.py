@@ -8,7 +8,7 @@ Shape suffixes: T tensors · M the base and the founders · P parents.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,17 +76,23 @@ class KinshipMap:
         Raises:
             MissingProduct: when a product must be measured first.
         """
-        left, right = self._products(a), self._products(b)
-        moments = Moments(
-            self._count,
-            left.total,
-            right.total,
-            left.square,
-            right.square,
-            left.square if a.digest == b.digest else self._dot(a, left, b, right),
-            self._apart(left, right) if metric == "ed" else None,
-        )
-        return float(kinship(metric, moments))
+        return float(self.with_each(metric, a, [b])[0])
+
+    def with_each(self, metric: Metric, a: Recipe, others: Sequence[Recipe]) -> Float64:
+        """Return the kinship of a model with each of several, (N,) float64, NaN where it is undefined.
+
+        Raises:
+            MissingProduct: when a product must be measured first.
+        """
+        left, rights = self._products(a), [self._products(b) for b in others]
+        square_N = np.array([right.square for right in rights])
+        dot_N = np.array([self._dot(a, left, b, right) for b, right in zip(others, rights, strict=True)])
+        sum_N = np.array([right.total for right in rights])
+        moments = Moments(self._count, left.total, sum_N, left.square, square_N, dot_N)
+        if metric == "ed":
+            pairs = zip(rights, (left.square + square_N - 2 * dot_N).tolist(), strict=True)
+            moments = replace(moments, apart=np.array([self._apart(left, right, plain) for right, plain in pairs]))
+        return kinship(metric, moments)
 
     def is_linear(self, recipe: Recipe) -> bool:
         """Tell whether algebra covers a model; what it found of ancestors is remembered."""
@@ -101,6 +107,8 @@ class KinshipMap:
         return self._products(recipe).row_TM
 
     def _dot(self, a: Recipe, left: Products, b: Recipe, right: Products) -> float:
+        if a.digest == b.digest:
+            return left.square
         if right.row_TM is not None:
             return float(np.vdot(left.dots_TM, right.row_TM))
         if left.row_TM is not None:
@@ -110,10 +118,10 @@ class KinshipMap:
             raise MissingProduct(a, b)
         return self._dots[pair]
 
-    def _apart(self, left: Products, right: Products) -> float | None:
-        """Measure two linear children by the difference of their rows, which near-twins do not cancel in."""
+    def _apart(self, left: Products, right: Products, plain: float) -> float:
+        """Measure two linear children by the difference of their rows, in which near-twins do not cancel; else ``plain``."""
         if left.row_TM is None or right.row_TM is None:
-            return None
+            return plain
         return float(self._statistics.square(left.row_TM - right.row_TM).sum())
 
     def _products(self, recipe: Recipe) -> Products:

@@ -26,8 +26,8 @@ from kinray.search.state import child_state, read_child
 ATTEMPTS = 16
 """Proposals asked for before a mating is given up because all of its children exist already."""
 
-Kinship = Callable[[Recipe, Recipe], float]
-"""Kinship of two models in the search's metric; NaN where it is undefined."""
+Kinship = Callable[[Recipe, Sequence[Recipe]], Sequence[float]]
+"""Kinship of a model with each of several in the search's metric; NaN where it is undefined."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,10 @@ class TopK:
         """Mate the best with the model of lowest kinship to it that it was not mated with yet."""
         best = self.population.best()
         assert best is not None
-        candidates = [
-            (self._between(best, mate), mate)
-            for mate in self._mate_pool()
-            if mate is not best and _pair(best, mate) not in self._mated | taken
-        ]
-        defined = [(kinship, mate) for kinship, mate in candidates if not math.isnan(kinship)]
+        mated = self._mated | taken
+        mates = [mate for mate in self._mate_pool() if mate is not best and _pair(best, mate) not in mated]
+        kinships = self._kinship(best.recipe, [mate.recipe for mate in mates]) if mates else []
+        defined = [(kinship, mate) for kinship, mate in zip(kinships, mates, strict=True) if not math.isnan(kinship)]
         if not defined:
             return []
         sign = -1 if self._config.kinship == "ed" else 1
@@ -224,7 +222,7 @@ class TopK:
         return Mating(first, second, operator, self._between(first, second))
 
     def _between(self, a: Child, b: Child) -> float:
-        return self._kinship(a.recipe, b.recipe)
+        return self._kinship(a.recipe, [b.recipe])[0]
 
     # -- children
 

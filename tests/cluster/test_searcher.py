@@ -1,6 +1,6 @@
 """The searcher between Tune and the policy, driven by hand: no Ray session, no models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ class FakeKinship:
     def __init__(self) -> None:
         self.asked: dict[tuple[str, str], float] = {}
 
-    def __call__(self, a: Recipe, b: Recipe) -> float:
-        value = (int(a.digest[:4], 16) ^ int(b.digest[:4], 16)) / 0xFFFF
-        self.asked[a.digest, b.digest] = value
-        return value
+    def __call__(self, a: Recipe, others: Sequence[Recipe]) -> list[float]:
+        values = [(int(a.digest[:4], 16) ^ int(b.digest[:4], 16)) / 0xFFFF for b in others]
+        self.asked.update(((a.digest, b.digest), value) for b, value in zip(others, values, strict=True))
+        return values
 
     def prefetch(self, recipe: Recipe) -> None:
         pass

@@ -24,7 +24,7 @@ from kinray.search.policy import TopK
 from tests.evaluation.test_scorer_state import with_weights
 from tests.evaluation.tiny import CHOICES, GENERATED, configure, few_shot, model_specs, write_task
 from tests.helpers import merge, spec
-from tests.helpers.search import chance_kinship, lineage, proposer, run
+from tests.helpers.search import chance_kinship, lineage, proposer, run, with_each
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def search(scorer: Scorer, specs: list[ModelSpec]) -> tuple[TopK, list[Result]]:
     base, *founders = (model.founder for model in specs)
     settings = SearchConfig(k=2, max_children=6)
     methods = {"task_arithmetic": {"lambda": {"low": 0.5, "high": 1.5}}}
-    policy = TopK(founders, base, proposer(methods), chance_kinship(0), settings, 0)
+    policy = TopK(founders, base, proposer(methods), with_each(chance_kinship(0)), settings, 0)
     results: list[Result] = []
 
     def score(child: Any) -> float | None:

@@ -14,6 +14,7 @@ from kinray.search.space import search_space
 from tests.helpers.recipes import founder
 
 Score = Callable[[Child], float | Outcome | None]
+Between = Callable[[Recipe, Recipe], float]
 FIXED: Mapping[str, Any] = {"slerp": {"t": 0.5}}
 
 
@@ -23,7 +24,7 @@ def proposer(methods: Mapping[str, Any] = FIXED, seed: int = 0, objectives: int 
 
 def policy(
     founders: list[str],
-    between: Kinship = lambda a, b: 0.5,
+    between: Between = lambda a, b: 0.5,
     methods: Mapping[str, Any] = FIXED,
     seed: int = 0,
     tasks: int = 3,
@@ -33,7 +34,12 @@ def policy(
     models = [founder(name) for name in founders]
     config = SearchConfig(**settings)
     objectives = tasks if config.objective == "pareto" else 1
-    return TopK(models, founder("base"), proposer(methods, seed, objectives), between, config, seed)
+    return TopK(models, founder("base"), proposer(methods, seed, objectives), with_each(between), config, seed)
+
+
+def with_each(between: Between) -> Kinship:
+    """Turn the kinship of pairs into what a policy asks for."""
+    return lambda a, others: [between(a, b) for b in others]
 
 
 def outcome(score: float | Outcome | None) -> Outcome:
@@ -85,7 +91,7 @@ def chance(*place: object) -> float:
     return int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:6], "big") / 2**48
 
 
-def chance_kinship(seed: int) -> Kinship:
+def chance_kinship(seed: int) -> Between:
     """Make up symmetric kinships with ties, one in eight undefined."""
 
     def between(a: Recipe, b: Recipe) -> float:

@@ -50,7 +50,9 @@ def test_a_search_with_every_method_makes_finite_children(models: Models, method
     base, *founders = [spec.founder for spec in models.specs]
     methods = MergeConfig(methods={method: everything_open(method)}).methods
     spaces = [space.fitted(models.names) for space in search_space(methods)]
-    search = TopK(founders, base, proposer_for(spaces, 0), lambda a, b: 0.5, SearchConfig(max_generations=2, k=2), 0)
+    search = TopK(
+        founders, base, proposer_for(spaces, 0), lambda a, others: [0.5] * len(others), SearchConfig(max_generations=2, k=2), 0
+    )
     maker = Materialiser(models)
     while (child := search.ask()) is not None:
         made = dict(maker.tensors(child.recipe, torch.float32))
@@ -73,7 +75,9 @@ def test_the_higher_ranked_parent_has_the_part_of_the_base(models: Models) -> No
     base, *founders = [spec.founder for spec in models.specs]
     for method in [name for name, declared in METHODS.items() if declared.first_is_base]:
         spaces = search_space(MergeConfig(methods={method: {}}).methods)
-        search = TopK(founders, base, proposer_for(spaces, 0), lambda a, b: 0.5, SearchConfig(max_generations=1), 0)
+        search = TopK(
+            founders, base, proposer_for(spaces, 0), lambda a, others: [0.5] * len(others), SearchConfig(max_generations=1), 0
+        )
         scores = dict(zip((founder.name for founder in founders), (0.1, 0.3, 0.2), strict=True))
         while (child := search.ask()) is not None:
             search.tell(child.name, Outcome(scores.get(child.name, 0.0)))
