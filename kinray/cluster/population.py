@@ -42,8 +42,8 @@ def run_population(
         KinrayError: what ended the search.
         RunError: when Tune failed.
     """
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune", "ray.train"):  # they would print a traceback each time that a child is tried again
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     trainable = tune.with_resources(
         tune.with_parameters(ChildTrial, statistics=statistics), tune.PlacementGroupFactory([{"CPU": _TRIAL_CPU}])
     )

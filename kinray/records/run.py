@@ -273,7 +273,8 @@ def _check_vacant(path: Path) -> None:
     if not place.is_dir():
         raise RunError(f"Cannot write the run folder {path}: {place} is a file. Choose another with --output.")
     if not os.access(place, os.W_OK):
-        raise RunError(f"Cannot write the run folder {path}: no permission in {place}. Choose another with --output.")
+        why = f"no permission in {place}, or its disk is read-only"
+        raise RunError(f"Cannot write the run folder {path}: {why}. Choose another with --output.")
 
 
 def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:

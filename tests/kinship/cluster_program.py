@@ -21,7 +21,7 @@ BREAK_AT = 9
 
 
 @contextmanager
-def three_nodes() -> Iterator[Any]:
+def three_nodes(cpus: int = 1) -> Iterator[Any]:
     """Give a cluster that only this machine reaches, and clean up after it."""
     folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
     (folder / "ray").mkdir()
@@ -35,7 +35,7 @@ def three_nodes() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    common = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+    common = {"num_cpus": cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(True, head_node_args={**common, "_system_config": QUICK_CHECKS})
     try:
         cluster.workers = [cluster.add_node(**common) for _ in range(2)]
