@@ -1,5 +1,6 @@
 """A run's children table as it lies on the disk, read without kinray."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ class Table:
     def __init__(self, run: Path) -> None:
         self.run = run
         files = sorted((run / "children").glob("*.parquet"))
-        self.rows: list[dict[str, Any]] = [row for file in files for row in pq.read_table(file).to_pylist()]
+        self.rows: list[dict[str, Any]] = [
+            row for file in files for row in pq.read_table(BytesIO(file.read_bytes())).to_pylist()
+        ]  # read at once: it may be replaced meanwhile
 
     @property
     def timeless(self) -> list[dict[str, Any]]:
