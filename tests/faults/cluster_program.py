@@ -16,7 +16,7 @@ from tests.kinship.cluster_program import three_nodes
 
 def main(config: str, run: str) -> int:
     """Run the search and return its exit code."""
-    with three_nodes(cpus=2) as cluster:
+    with three_nodes(cpus=3, at_head=0) as cluster:
         command = [sys.executable, "-m", "kinray.evolve", config, "--set", f"cluster.address={cluster.address}"]
         running = Running(subprocess.Popen(command), Path())
         running.until(lambda: len(Table(Path(run)).rows) >= 5)

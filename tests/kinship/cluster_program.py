@@ -21,7 +21,7 @@ BREAK_AT = 9
 
 
 @contextmanager
-def three_nodes(cpus: int = 1) -> Iterator[Any]:
+def three_nodes(cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
     """Give a cluster that only this machine reaches, and clean up after it."""
     folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
     (folder / "ray").mkdir()
@@ -36,7 +36,7 @@ def three_nodes(cpus: int = 1) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     common = {"num_cpus": cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(True, head_node_args={**common, "_system_config": QUICK_CHECKS})
+    cluster = Cluster(True, head_node_args={**common, "num_cpus": at_head, "_system_config": QUICK_CHECKS})
     try:
         cluster.workers = [cluster.add_node(**common) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
