@@ -234,7 +234,7 @@ def _expand(config: Config) -> Config:
 
 def _explain(problem: dict[str, Any]) -> str:
     """Turn one of pydantic's problems into a sentence."""
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if not str(part).startswith("(")]
     key = ".".join(path)
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -250,6 +250,8 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     """List the keys that are known at a place of the configuration."""
     if path[:2] == ["merge", "methods"]:
         return FORM_KEYS
+    if path[:2] == ["evaluation", "holdout"]:
+        return list(TaskSpec.model_fields)
     sections: dict[str, type[BaseModel]] = {"founders": FounderSpec, "tasks": TaskSpec}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -5,7 +5,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator, model_validator
 
 from kinray.config.hyperparameters import ParamSpec
 from kinray.config.section import Section
@@ -121,6 +121,13 @@ class TaskSpec(Section):
         return self
 
 
+Held = Annotated[
+    Annotated[Annotated[float, Field(ge=0, lt=1)], Tag("(share)")] | Annotated[list[TaskSpec], Tag("(tasks)")],
+    Discriminator(lambda value: "(tasks)" if isinstance(value, list) else "(share)"),
+]
+"""A share, or tasks. Errors leave out the tags in brackets."""
+
+
 class SearchConfig(Section):
     """How the population evolves."""
 
@@ -204,8 +211,8 @@ class EvaluationConfig(Section):
     """Greatest probability that a search stops a child which would have entered S."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each evaluator if there are any."""
-    holdout: float = Field(default=0.5, ge=0, lt=1)
-    """Share of each task's items that the search never sees; founders, average and best are compared on them at the end."""
+    holdout: Held = 0.5
+    """What the search never sees: a share of each task's items, or named tasks. The best is compared with others on it."""
     max_length: int | None = Field(default=None, ge=8)
     """Longest prompt in tokens; by default the model's."""
     apply_chat_template: bool | str = False
@@ -228,6 +235,21 @@ class EvaluationConfig(Section):
         if "pretrained" in self.backend_args:
             raise ValueError("backend_args cannot name 'pretrained': that is each child's folder")
         return self
+
+    @field_validator("holdout", mode="before")
+    @classmethod
+    def _one_task(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
+    @property
+    def held_share(self) -> float:
+        """The share of each task's items that is held out."""
+        return self.holdout if isinstance(self.holdout, float) else 0.0
+
+    @property
+    def held_tasks(self) -> list[TaskSpec]:
+        """The tasks that are held out."""
+        return self.holdout if isinstance(self.holdout, list) else []
 
     def pack_items(self, device: str) -> int:
         """Return how many items are asked together; another backend that is not to stop early is asked all at once."""
@@ -302,7 +324,14 @@ class Config(Section):
         if self.search.objective == "pareto" and len(self.tasks) == 1:
             raise ValueError("search.objective pareto sets tasks against each other, but there is one: use mean, or add a task")
         _distinct("founders", [founder.name for founder in self.founders], "Give one of them another 'name'")
-        _distinct("tasks", [task.name for task in self.tasks], "Name each task once")
+        held = self.evaluation.held_tasks
+        _distinct(
+            "tasks", [task.name for task in (*self.tasks, *held)], "Name each task once, of all that are searched and held out"
+        )
+        if floored := next((task.name for task in held if task.floor is not None), None):
+            raise ValueError(
+                f"evaluation.holdout: no child is scored on '{floored}' while the search goes on, so it has no floor"
+            )
         return self
 
 

@@ -79,6 +79,7 @@ def scope_of(
             "leaves": [_leaf(leaf, requests[leaf.name]) for leaf in task.leaves],
         }
         for task in tasks.tasks
+        if any(requests[leaf.name] for leaf in task.leaves)
     ]
     return Scope(
         {

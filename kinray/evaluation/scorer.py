@@ -217,6 +217,8 @@ class Scorer:
 
     def _build(self, leaf: Leaf, split: Split) -> list[Any]:
         """Let lm-eval build the prompts of a task, with the same few-shot examples in every worker."""
+        if not leaf.items[split]:
+            return []
         prompts, prompter = leaf.prompts, self.backend.prompter
         templates = prompter.chat_template_args
         if isinstance(prompts.chat_template, str):

@@ -218,7 +218,7 @@ class TaskSet:
 
 
 def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int) -> TaskSet:
-    """Load tasks and their data, check their metrics and split their items.
+    """Load tasks and their data, check their metrics and split their items; those that ``config`` holds out come last.
 
     Raises:
         TaskError: for an unknown task or metric, a metric that needs a scale, data that cannot be read, or too few items.
@@ -229,6 +229,7 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
     check_task_files([Path(path) for path in paths])
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _keep_templates()
+    specs = [*specs, *config.held_tasks]
     manager = _manager([spec.name for spec in specs], paths)
     managers = [_manager([spec.name], paths, spec.metadata) if spec.metadata else manager for spec in specs]
     with seeded(seed):  # some tasks shuffle their choices while they load
@@ -304,7 +305,9 @@ def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: 
     aggregate = task.aggregation().get(metric)
     from lm_eval.api.metrics import mean
 
-    items = _split(name, len(task.eval_docs), spec.limit, config.holdout, seed)
+    items = _split(name, len(task.eval_docs), spec.limit, config.held_share, seed)
+    if spec in config.held_tasks:
+        items = {"search": [], "holdout": items["search"]}
     prompts = _prompts(spec, config, seed)
     return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items, prompts)
 

@@ -52,7 +52,7 @@ class Prepared:
     def no_racing(self) -> str:
         """Say why children cannot be stopped early though the configuration wants it, if so."""
         racing = self.config.evaluation.racing
-        unbounded = [task.spec.name for task in self.tasks.tasks if not task.bounded]
+        unbounded = [task.spec.name for task in self.tasks.tasks if task.count("search") and not task.bounded]
         if racing and self.config.search.objective == "pareto":
             return "a model may be on the Pareto front whatever its mean"
         if racing is True and unbounded:
@@ -107,7 +107,7 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     check_room(Path(config.output), prepared.export_bytes)
     check_backend(config.evaluation, prepared.export_bytes)
     note("checking that transformers can build the model")
-    notices = check_buildable(models, config.evaluation, config.tasks)
+    notices = check_buildable(models, config.evaluation, [*config.tasks, *config.evaluation.held_tasks])
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     prepared = Prepared(config, models, spaces, tasks, [*models.notices, *notices])

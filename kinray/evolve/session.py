@@ -190,7 +190,7 @@ def _digests(prepared: Prepared) -> dict[str, str]:
 
 
 def _per_task(prepared: Prepared, split: Split) -> str:
-    return ", ".join(f"{task.count(split)} of {task.spec.name}" for task in prepared.tasks.tasks)
+    return ", ".join(f"{task.count(split)} of {task.spec.name}" for task in prepared.tasks.tasks if task.count(split))
 
 
 def _bytes(count: float) -> str:

@@ -56,7 +56,7 @@ def model_card(
 
 def _scores(board: Leaderboard) -> str:
     """Write the scores on the items that count by task, and the means on all splits."""
-    tasks = list(next((e.search.tasks for e in board.entries if e.search), {}))
+    tasks = list(next((judged.tasks for entry in board.entries if (judged := board.judged(entry))), {}))
     held = any(entry.holdout for entry in board.entries)
     head = ["model", "", *(f"{task} ({'held out' if held else 'search'})" for task in tasks)]
     rows = []

@@ -74,6 +74,11 @@ class Leaderboard:
 
     @property
     def optimism(self) -> float | None:
-        """The best's search score minus its held-out score: what choosing by the search's items added."""
+        """The best's search score minus its held-out score: what choosing by the search's items added.
+
+        None without a holdout, and where it is of other tasks.
+        """
         entry = self[self.best]
-        return entry.search.score - entry.holdout.score if entry.search and entry.holdout else None
+        if not entry.search or not entry.holdout or entry.search.tasks.keys() != entry.holdout.tasks.keys():
+            return None
+        return entry.search.score - entry.holdout.score

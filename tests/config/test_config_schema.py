@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinray.config import Config, Filters, LayeredRange, Layers, PerModel, Range, parse_config
+from kinray.config import Config, EvaluationConfig, Filters, LayeredRange, Layers, PerModel, Range, parse_config
 from kinray.errors import ConfigError
 
 LEAST: dict[str, Any] = {"base": "models/base", "founders": ["models/math", "models/chat"], "tasks": ["arc_easy"]}
@@ -242,3 +242,26 @@ def test_filters_that_are_not_given_are_not_saved() -> None:
     config = parse(merge={"methods": {"slerp": {"t": {"mlp": 0.5}}}})
 
     assert config.model_dump(mode="json")["merge"]["methods"] == {"slerp": {"t": {"mlp": 0.5}}}
+
+
+def test_what_is_held_out_is_a_share_or_named_tasks() -> None:
+    def held(value: Any) -> EvaluationConfig:
+        return parse(evaluation={"holdout": value}).evaluation
+
+    assert (held(0.25).held_share, held(0.25).held_tasks) == (0.25, [])
+    assert held("piqa") == held(["piqa"]) == held([{"name": "piqa"}])
+    assert (held("piqa").held_share, [task.name for task in held("piqa").held_tasks]) == (0.0, ["piqa"])
+
+
+@pytest.mark.parametrize(
+    ("holdout", "said"),
+    [
+        (1.5, r"'evaluation\.holdout' is 1\.5: input should be less than 1"),
+        ([{"name": "piqa", "limt": 3}], r"unknown key 'evaluation\.holdout\.0\.limt'\. Did you mean 'limit'"),
+        ([{"name": "piqa", "floor": -1}], r"no child is scored on 'piqa' while the search goes on"),
+        (["TASK"], r"'TASK' is there 2 times"),
+    ],
+)
+def test_what_cannot_be_held_out_is_told(holdout: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(tasks=["TASK"], evaluation={"holdout": holdout})

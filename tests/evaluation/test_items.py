@@ -71,3 +71,12 @@ def test_nothing_is_held_out_unless_asked(tasks: list[Path]) -> None:
 def test_a_task_too_small_to_split_is_refused(holdout: float, tasks: list[Path]) -> None:
     with pytest.raises(TaskError, match=r"'demo_numbers' has 40 items: too few to search on \d+% and hold out \d+%"):
         items(tasks, holdout=holdout)
+
+
+def test_named_tasks_are_held_out_whole_and_the_others_searched_whole(tasks: list[Path]) -> None:
+    loaded = load(["demo_numbers"], tasks, holdout=["demo_words", {"name": "demo_letters", "limit": 10}])
+
+    counts = {task.spec.name: (task.count("search"), task.count("holdout")) for task in loaded.tasks}
+    assert counts == {"demo_numbers": (40, 0), "demo_words": (0, 40), "demo_letters": (0, 10)}
+    assert {item.task for item in loaded.items("search", 0)} == {"demo_numbers"}
+    assert {item.task for item in loaded.items("holdout", 0)} == {"demo_words", "demo_letters"}

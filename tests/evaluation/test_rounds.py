@@ -103,3 +103,17 @@ def test_what_is_remembered_comes_in_the_same_rounds_and_parts_are_never_remembe
     assert all(isinstance(one, Scored) and one.where["device"] == FROM_CACHE and not one.tokens for one in again)
     assert scorer(specs, config).score(child).tasks == first[-1].tasks  # type: ignore[union-attr]
     assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
+def test_held_out_tasks_are_scored_apart_from_those_of_the_search(specs: list[ModelSpec], tasks: list[Path]) -> None:
+    used = scorer(specs, configure(["demo_numbers"], tasks, holdout=["demo_words"]))
+    alone = scorer(specs, configure(["demo_words"], tasks))
+
+    search, held = used.score(specs[1].founder), used.score(specs[1].founder, "holdout")
+    expected = alone.score(specs[1].founder)
+
+    assert isinstance(search, Scored) and isinstance(held, Scored) and isinstance(expected, Scored)
+    assert list(search.tasks) == ["demo_numbers"] and list(held.tasks) == ["demo_words"]
+    assert dict(zip(held.tasks["demo_words"].items, held.tasks["demo_words"].values, strict=True)) == dict(
+        zip(expected.tasks["demo_words"].items, expected.tasks["demo_words"].values, strict=True)
+    )
