@@ -93,6 +93,7 @@ class Search:
         if (state := self.run.load_state()) is not None:
             self.policy.load_state_dict(state)
         self._out: list[str] = []
+        self._asked = 0
         evaluators: Any = InstantEvaluators(items)
         self._terminal = Terminal(Console(file=io.StringIO(), force_terminal=True))
         self.searcher = PolicySearcher(self.policy, self.run, kinship, evaluators, self._terminal)
@@ -102,7 +103,8 @@ class Search:
         seconds: list[float] = []
         started = time.process_time()
         while len(seconds) < children:
-            trial = f"trial-{len(self._out)}-{len(seconds)}"
+            self._asked += 1
+            trial = f"trial-{self._asked}"
             if isinstance(self.searcher.suggest(trial), dict):
                 self._out.append(trial)
             elif not self._out:

@@ -132,7 +132,8 @@ class OptunaProposer:
 
         seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "little")
         if self._objectives == 1:
-            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            # Children of several methods have only the choice in common, so there is nothing to estimate jointly.
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=len(self._spaces) == 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # The paper's operators. By default Optuna copies a number or draws a new one, and if there is one only, always.
