@@ -175,3 +175,21 @@ def test_a_backend_that_loads_folders_gives_the_same_search_and_a_score_cache_gi
     models = len(costs[1])
     assert re.search(rf"Scoring {models} models and \d comparisons took .* tokens\.", " ".join(first.stdout.split()))
     assert f"Scoring {models} models ({models} from the score cache)" in " ".join(second.stdout.split())
+
+
+@pytest.mark.parametrize("racing", [True, pytest.param("asha", marks=pytest.mark.slow)])
+def test_hopeless_children_are_stopped_and_said_to_be(config: dict[str, Any], evolve: Evolve, racing: bool | str) -> None:
+    config["search"] |= {"max_children": 8, "children_per_mating": 4}
+    config["merge"]["methods"] = {"task_arithmetic": {"lambda": [0.9, 1.1, 40.0, 60.0]}}
+    config["evaluation"] |= {"racing": racing, "racing_error": 0.5, "pack": 8}
+
+    done = evolve(evolve.write(config))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row for row in children(Path(config["output"]))}
+    stopped = {name: row for name, row in rows.items() if row["status"] == "stopped"}
+    assert stopped and all(row["items"] < 80 and row["items"] % 8 == 0 and row["generation"] for row in stopped.values())
+    assert {row["items"] for row in rows.values() if row["status"] == "scored"} == {80}
+    assert not {parent for row in rows.values() for parent in row["parents"]} & set(stopped)
+    said = " ".join(done.stdout.split())
+    assert f"Stopping {len(stopped)} of {len(rows) - 3} children early saved" in said
