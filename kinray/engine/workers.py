@@ -130,7 +130,7 @@ _inherited: list[Callable[[int], Any]] = []
 def _begin(work: Callable[[int], Any]) -> None:
     _inherited[:] = [work]
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent hears them too, and ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent hears them too, and ends its workers
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -205,7 +205,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_process_that_is_told_to_stop_leaves_nothing(kitchen: Kitchen, number: signal.Signals) -> None:
     kitchen.family("a", "b")
     recipe = str(kitchen.write(MEAN))
