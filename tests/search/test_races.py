@@ -17,7 +17,7 @@ from kinray.search.races import Races
 from kinray.search.racing import item_order, level, rounds
 from tests.helpers.answers import COUNTS, WEIGHTS, World, first_items
 from tests.helpers.recipes import founder
-from tests.helpers.search import chance_kinship, lineage, proposer
+from tests.helpers.search import chance_kinship, lineage, proposer, with_each
 
 FOUNDERS = [founder(name) for name in "abcd"]
 OPEN: Mapping[str, Any] = {"slerp": {"t": {"low": 0.1, "high": 0.9}}, "ties": {"density": {"low": 0.2, "high": 0.8}}}
@@ -31,7 +31,7 @@ class Search:
     ) -> None:
         config = SearchConfig(**{"k": 3, "max_children": 24, "children_per_mating": 2, **settings})
         self.world, self.blind = world, blind
-        self.policy = TopK(FOUNDERS, founder("base"), proposer(OPEN), chance_kinship(1), config, racing=racing)
+        self.policy = TopK(FOUNDERS, founder("base"), proposer(OPEN), with_each(chance_kinship(1)), config, racing=racing)
         self.order = item_order(COUNTS, WEIGHTS, "a run")
         self.ends = rounds(len(self.order), 16)
         self.races = Races(
