@@ -1,7 +1,6 @@
 """Measure how kinray's own work grows with the number of children, without models: a search with instant scores.
 
     python benchmarks/scale.py [--children 10000] [--items 1000] [--folder /tmp/kinray-scale]
-    python benchmarks/scale.py --tune 1000
 
 The searcher is driven as Tune drives it. All that a child costs besides its evaluation and Tune's own trial is real: proposals
 of Optuna, kinship by algebra over the tensors of an 8B Llama, ranking, rows, samples and state on the disk, the terminal.
@@ -17,14 +16,14 @@ import shutil
 import statistics as stats
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from kinray.cluster.kinship import SearchKinship
 from kinray.cluster.searcher import PolicySearcher
-from kinray.config import ClusterConfig, Config, EvaluationConfig, parse_config
+from kinray.config import Config, parse_config
 from kinray.core.recipe import Founder, Recipe
 from kinray.core.scores import Result, Scored, TaskScore
 from kinray.core.statistics import Statistics
@@ -119,46 +118,6 @@ class Search:
         return seconds
 
 
-def tune_alone(trials: int) -> tuple[float, float]:
-    """Let Tune run trials that do nothing, as kinray has it run them; return its milliseconds for each of both halves."""
-    import tempfile
-
-    from kinray.cluster.session import ray_session
-
-    with tempfile.TemporaryDirectory() as folder, ray_session(ClusterConfig(), EvaluationConfig(device="cpu")):
-        from ray import tune
-        from ray.tune.search import Searcher
-
-        class Nothing(tune.Trainable):
-            def reset_config(self, new_config: dict[str, Any]) -> bool:
-                return True
-
-            def step(self) -> dict[str, Any]:
-                return {"score": 0.0, "done": True}
-
-        class Counting(Searcher):
-            ended: ClassVar[list[float]] = []
-
-            def suggest(self, trial_id: str) -> Any:
-                return {"child": trial_id} if len(self.ended) < trials else Searcher.FINISHED
-
-            def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-                self.ended.append(time.perf_counter())
-
-        tuner = tune.Tuner(
-            tune.with_resources(Nothing, tune.PlacementGroupFactory([{"CPU": 0.01}])),
-            tune_config=tune.TuneConfig(
-                search_alg=Counting("score", "max"), num_samples=-1, max_concurrent_trials=4, reuse_actors=True
-            ),
-            run_config=tune.RunConfig(
-                storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
-            ),
-        )
-        tuner.fit()
-        ended, half = Counting.ended, trials // 2
-        return 1000 * (ended[half] - ended[20]) / (half - 20), 1000 * (ended[-1] - ended[half]) / (len(ended) - half - 1)
-
-
 def main() -> None:
     """Run, resume, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,14 +125,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/kinray-scale"))  # noqa: S108
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
-    parser.add_argument(
-        "--tune", type=int, default=0, metavar="TRIALS", help="measure Tune's own part of a child, and nothing else"
-    )
     arguments = parser.parse_args()
-    if arguments.tune:
-        first, second = tune_alone(arguments.tune)
-        print(f"Tune alone: {first:.1f} ms a trial in the first half, {second:.1f} in the second")
-        return
     shutil.rmtree(arguments.folder, ignore_errors=True)
     config = parse_config(
         {
