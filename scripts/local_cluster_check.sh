@@ -97,7 +97,10 @@ config["provider"] |= {"head_ip": "10.77.0.2", "worker_ips": ["10.77.0.3"]}
 config |= {"min_workers": 1, "max_workers": 1, "auth": {"ssh_user": "root", "ssh_private_key": "/root/.ssh/key"}}
 # Instead of half an hour of downloads, the nodes use this environment with the checkout that was copied to them.
 config["file_mounts"] = {"~/kinray": sys.argv[4]}
-config["setup_commands"] = [f"ln -sfn {sys.argv[3]} ~/kinray-venv", "echo 'export PYTHONPATH=$HOME/kinray' > ~/.bashrc"]
+config["setup_commands"] = [
+    f"ln -sfn {sys.argv[3]} ~/kinray-venv",
+    "echo 'export PYTHONPATH=$HOME/kinray PATH=$HOME/kinray-venv/bin:$PATH' > ~/.bashrc",
+]
 Path(sys.argv[2]).write_text(yaml.safe_dump(config))
 PYTHON
 
