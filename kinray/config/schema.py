@@ -204,9 +204,11 @@ class EvaluationConfig(Section):
     share_prompts: bool = True
     """Whether the answers to one question share the computation of their prompt, for models whose attention allows it."""
     pack: Items = "auto"
-    """Items that are asked together, apart from all others. auto: 32 on a CPU, 128 on a GPU, 256 of another backend."""
-    racing: bool | Literal["asha", "median"] = True
-    """Whether a child that cannot reach the k-th best of S is stopped early. asha, median: Ray Tune's rules, which may err."""
+    """Items that are asked together, apart from all others. auto: all; with racing 32 on a CPU, 128 on a GPU, 256 of another
+    backend."""
+    racing: bool | Literal["asha", "median"] = False
+    """Whether a child that cannot reach the k-th best of S is stopped early; then only what entered S is bred from, and it pays
+    from some thousand items on. asha, median: Ray Tune's rules, which may err."""
     racing_error: float = Field(default=0.05, gt=0, lt=1)
     """Greatest probability that a search stops a child which would have entered S."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -252,11 +254,13 @@ class EvaluationConfig(Section):
         return self.holdout if isinstance(self.holdout, list) else []
 
     def pack_items(self, device: str) -> int:
-        """Return how many items are asked together; another backend that is not to stop early is asked all at once."""
+        """Return how many items are asked together: all of them where no child is to be stopped early."""
         if self.pack != "auto":
             return int(self.pack)
+        if not self.racing:
+            return 1 << 20
         if self.backend != "resident":
-            return 256 if self.racing else 1 << 20
+            return 256
         return 128 if device == "cuda" else 32
 
     def token_budget(self, device: str) -> int:

@@ -46,12 +46,11 @@ class Prepared:
     @property
     def racing(self) -> bool | str:
         """How children are stopped early: races, or the name of a rule of Tune's; False if they are not."""
-        return False if self.no_racing else self.config.evaluation.racing
-
-    @property
-    def no_racing(self) -> str:
-        """Say why children cannot be stopped early though the configuration wants it, if so."""
         racing = self.config.evaluation.racing
+        return False if self.against(racing) else racing
+
+    def against(self, racing: bool | str) -> str:
+        """Say why children cannot be stopped early in some way, if so."""
         unbounded = [task.spec.name for task in self.tasks.tasks if task.count("search") and not task.bounded]
         if racing and self.config.search.objective == "pareto":
             return "a model may be on the Pareto front whatever its mean"
@@ -111,9 +110,9 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     prepared = Prepared(config, models, spaces, tasks, [*models.notices, *notices])
-    if not prepared.no_racing:
+    if not (reason := prepared.against(config.evaluation.racing)):
         return prepared
-    racing = f"Every child is asked all items, since {prepared.no_racing}. Say evaluation.racing: false to be told no more."
+    racing = f"Every child is asked all items, since {reason}. Say evaluation.racing: false to be told no more."
     return replace(prepared, notices=[*prepared.notices, racing])
 
 

@@ -20,6 +20,9 @@ from kinray.report.card import model_card
 from kinray.report.recipe_yaml import recipe_yaml
 from kinray.report.terminal import Terminal
 
+_MANY_ITEMS = 1000
+"""From so many for each child on, stopping some early saves a fifth and more."""
+
 
 def start(config: Config, console: Console, *, verbose: bool) -> int:
     """Begin a search in a new run folder and see it through."""
@@ -95,21 +98,29 @@ def _prepare(config: Config, terminal: Terminal, *, fresh: bool, notices: Sequen
             ("Tasks", _per_task(prepared, "search")),
             ("Run folder", prepared.config.output),
         ],
-        [*notices, *prepared.notices, *_advice(prepared.config)],
+        [*notices, *prepared.notices, *_advice(prepared)],
     )
     return prepared
 
 
-def _advice(config: Config) -> list[str]:
+def _advice(prepared: Prepared) -> list[str]:
     """Say what about a configuration is allowed but seldom meant."""
+    config = prepared.config
     k, tasks = config.search.k, len(config.tasks)
+    advice = []
     ends = 2 if tasks == 2 else 2 * tasks  # on a front the best of one of two tasks is the worst of the other
-    if config.search.objective == "mean" or k > ends:
-        return []
-    return [
-        f"search.k is {k}: the ends of the Pareto front, up to {ends} models for {tasks} tasks, come first and may fill "
-        f"the top {k}. A k above {ends} lets the models between them mate too."
-    ]
+    if config.search.objective == "pareto" and k <= ends:
+        advice.append(
+            f"search.k is {k}: the ends of the Pareto front, up to {ends} models for {tasks} tasks, come first and may fill "
+            f"the top {k}. A k above {ends} lets the models between them mate too."
+        )
+    items = sum(task.count("search") for task in prepared.tasks.tasks)
+    if items >= _MANY_ITEMS and config.evaluation.racing is False and not prepared.against(True):
+        advice.append(
+            f"Each child is asked {items:,} items. evaluation.racing: true stops hopeless children early, and breeds only from "
+            "those that entered the top k."
+        )
+    return advice
 
 
 def _with_demo(config: Config, terminal: Terminal) -> Config:
