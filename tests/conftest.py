@@ -15,8 +15,9 @@ settings.register_profile("thorough", deadline=None, max_examples=500, database=
 settings.load_profile("kinray")
 
 torch.set_num_threads(1)
-# A runner in the background ignores Ctrl-C, and so would all processes that tests start and interrupt.
+# A runner in the background or under nohup ignores these, and so would all processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
