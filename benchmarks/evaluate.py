@@ -145,9 +145,11 @@ def _kinray(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
 
     scorer.score(specs[1].founder)
     scorer.backend.resident.load = lambda _: {"merge": 0.0, "copy": 0.0}
+    (pack,) = scorer._prepared["search"].packs
+    instances = sorted(pack.instances[0], key=lambda instance: (instance.doc_id, instance.idx))
     return Side(
         run,
-        lambda: [instance.resps[0] for instance in scorer._prepared["search"].instances[0]],
+        lambda: [instance.resps[0] for instance in instances],
         lambda: list(results[-1].tasks[name].values),
         (Packed, "answer"),
     )

@@ -140,7 +140,7 @@ def test_a_child_whose_answers_are_no_numbers_fails(specs: list[ModelSpec], task
     failed = scorer.score(wild.founder)
 
     assert isinstance(failed, Failed)
-    assert failed.error == "128 of 128 log-likelihoods of the child are NaN"
+    assert failed.error == "160 of 160 log-likelihoods of the child are NaN"
 
 
 def test_a_child_too_large_for_half_precision_fails(specs: list[ModelSpec], tasks: list[Path], tmp_path: Path) -> None:

@@ -129,7 +129,12 @@ def test_a_child_scores_as_its_export_does_in_stock_lm_eval(
         theirs = {str(sample["doc_id"]): sample["acc"] for sample in stock["samples"][name]}
         assert dict(zip(task.items, task.values, strict=True)) == theirs
     assert (scorer.sharing.reach is None) == share
-    ours = [instance.resps[0][0] for own in scorer._prepared["search"].instances for instance in own]
+    (pack,) = scorer._prepared["search"].packs
+    ours = [
+        instance.resps[0][0]
+        for leaf in sorted(pack.instances)
+        for instance in sorted(pack.instances[leaf], key=lambda instance: (instance.doc_id, instance.idx))
+    ]
     samples = [sorted(stock["samples"][name], key=lambda sample: int(sample["doc_id"])) for name in scored.tasks]  # type: ignore[union-attr]
     theirs = [answer[0][0] for own in samples for sample in own for answer in sample["resps"]]
     assert ours == pytest.approx(theirs, rel=0, abs=within)
