@@ -79,7 +79,8 @@ def main() -> None:
 def _table(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> None:
     weights = [str(path / "model.safetensors") for path in paths]
     size = os.path.getsize(weights[0])
-    torch_s, torch_mb = min(_run([sys.executable, "-c", "import torch, numpy"]) for _ in range(3))
+    libraries = [sys.executable, "-c", "import torch, numpy"]
+    torch_s, torch_mb = min(_run(libraries)[0] for _ in range(3)), _run(libraries, watched=True)[1]
     start_s, _ = min(_run([sys.executable, "-m", "kinray.merge", "--help"]) for _ in range(3))
     largest, load = 4 * 49152 * 1024, os.getloadavg()[0]
     print(f"2 models and a base of 0.35 B parameters, bfloat16, {len(os.sched_getaffinity(0))} cores, load {load:.1f}")
@@ -97,11 +98,11 @@ def _table(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> No
         for _ in range(arguments.repeats):
             floors.append(_run([sys.executable, "-c", FLOOR, *inputs, str(folder / "copy")])[0])
             command = [sys.executable, "-m", "kinray.merge", str(recipe), str(folder / "out"), "--overwrite"]
-            runs.append(_run(command))
-        seconds, memory = min(runs)
+            runs.append(_run(command)[0])
+        seconds, memory = min(runs), _run(command, watched=True)[1]
         rest = _other(arguments.mergekit, method, recipe, paths, folder)
         share = f"{100 * min(floors) / seconds:.0f} %"
-        bound = f"{100 * (max(run[1] for run in runs) - torch_mb) * 1e6 / (5 * largest):.0f} %"
+        bound = f"{100 * (memory - torch_mb) * 1e6 / (5 * largest):.0f} %"
         times = f"{rest:10.1f}{rest / seconds:7.1f}" if rest else f"{'':>17}"
         goal = f"  goal {FASTER[method]}" if arguments.mergekit and method in FASTER else ""
         print(
@@ -120,13 +121,14 @@ def _other(mergekit: Path | None, method: str, recipe: Path, paths: list[Path], 
     return min(_run([sys.executable, "-c", REFERENCE, method, *map(str, paths), str(folder)])[0] for _ in range(2))
 
 
-def _run(command: list[str], *, check: bool = True) -> tuple[float, float]:
-    """Run a command; return its seconds, and its peak of anonymous memory in MB, sampled each 20 ms."""
+def _run(command: list[str], *, check: bool = True, watched: bool = False) -> tuple[float, float]:
+    """Run a command; return its seconds and, if it is watched, which slows it, its peak of anonymous memory in MB."""
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    while process.poll() is None:
+    while watched and process.poll() is None:
         peak = max(peak, _anonymous(process.pid))
         time.sleep(0.02)
+    process.wait()
     seconds = time.perf_counter() - started
     if process.returncode and check:
         raise SystemExit(process.stderr.read() if process.stderr else "")
