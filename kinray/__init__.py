@@ -15,9 +15,6 @@ def __getattr__(name: str) -> Any:
         return make_model
     if name != "__version__":
         raise AttributeError(f"module 'kinray' has no attribute '{name}'")
-    from importlib.metadata import PackageNotFoundError, version
+    from kinray.versions import installed
 
-    try:
-        return version("kinray")
-    except PackageNotFoundError:
-        return "0+unknown"
+    return installed("kinray") or "0+unknown"

@@ -1,10 +1,15 @@
-"""Write files so that they are there whole or not at all."""
+"""Write files so that they are there whole or not at all, and find out where they would lie."""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def nearest(path: Path) -> Path:
+    """Return a path, or the nearest of its parents that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 @contextmanager

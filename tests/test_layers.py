@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "kinray"
 # Each part may import itself and those of earlier rows. Parts of one row are siblings and do not know each other.
 LAYERS = (
     ("errors",),
-    ("config", "files", "signals"),
+    ("config", "files", "signals", "versions"),
     ("core",),
     ("checkpoints", "search", "records"),
     ("engine",),

@@ -7,7 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinray.checkpoints.folder import Checkpoint, WeightSource, check_links, open_checkpoint, read_json
+from kinray.checkpoints.folder import (
+    EMBEDDINGS,
+    OUTPUT_LAYER,
+    Checkpoint,
+    WeightSource,
+    check_links,
+    open_checkpoint,
+    read_json,
+)
 from kinray.checkpoints.header import TensorInfo, read_header
 from kinray.core.parameters import FLOAT32_MAX, is_finite_number
 from kinray.errors import CheckpointError
@@ -18,8 +26,6 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _SAVED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
-_EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|embed_in)\.weight$")
-_OUTPUT = "lm_head.weight"
 _PATIENCE = 1.0
 """Seconds for a regular expression of an adapter's config; some take forever."""
 _UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
@@ -119,11 +125,11 @@ def _tie(saved: dict[str, str], adapter: Checkpoint, config: dict[str, Any], nam
     Raises:
         CheckpointError: when they differ, in the adapter or by leaving the output layer as it was.
     """
-    embedding = next((tensor for tensor in saved if _EMBEDDING.search(tensor)), None)
+    embedding = next((tensor for tensor in saved if tensor.endswith(EMBEDDINGS)), None)
     if embedding is None:
         return
-    if _OUTPUT in saved:
-        output, input_ = adapter.load(saved[_OUTPUT]), adapter.load(saved[embedding])
+    if OUTPUT_LAYER in saved:
+        output, input_ = adapter.load(saved[OUTPUT_LAYER]), adapter.load(saved[embedding])
         alike = output.shape == input_.shape and bool((output == input_).all())
     else:
         module = embedding.removesuffix(".weight")
@@ -135,7 +141,7 @@ def _tie(saved: dict[str, str], adapter: Checkpoint, config: dict[str, Any], nam
             f"Model '{name}': the adapter {adapter.folder} trains '{embedding}' apart from the output layer, which the model's "
             "config ties to it. Merge it with PEFT first and set tie_word_embeddings to false."
         )
-    saved.pop(_OUTPUT, None)
+    saved.pop(OUTPUT_LAYER, None)
 
 
 def _adapter_file(folder: Path, name: str) -> Checkpoint:

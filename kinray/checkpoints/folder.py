@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
 GGUF = "GGUF is a format to run models from, mostly quantised. Merge the model that it was made from, then convert the result."
+OUTPUT_LAYER = "lm_head.weight"
+"""End of the name of the output layer, in models that do not use their embedding as such."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""Ends of the names of the embedding."""
 _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")
 """Endings of the files of a model folder that anything reads or copies."""
 _MAX_JSON = 1 << 26

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinray.checkpoints.adapters import open_model
-from kinray.checkpoints.folder import ModelView, WeightSource
+from kinray.checkpoints.folder import EMBEDDINGS, OUTPUT_LAYER, ModelView, WeightSource
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.recipe import Founder
 from kinray.errors import CheckpointError
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 _CACHES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias")
 """Ends of the names of buffers that old checkpoints hold though they follow from the config."""
-
-OUTPUT_LAYER = "lm_head.weight"
-"""End of the name of the output layer, in models that do not use their embedding as such."""
-
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 _SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "hidden_act")
 """Settings without which equal shapes do not mean equal use."""
@@ -238,7 +233,7 @@ def check_alike(model: WeightSource, base: WeightSource, notices: list[str]) -> 
 
 def _embedding(model: WeightSource) -> str | None:
     """Name the embedding of a model by its usual names."""
-    return next((name for name in model.tensors if name.endswith(_EMBEDDINGS)), None)
+    return next((name for name in model.tensors if name.endswith(EMBEDDINGS)), None)
 
 
 def _is_tied(model: WeightSource) -> bool:

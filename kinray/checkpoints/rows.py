@@ -5,15 +5,15 @@ Shape suffixes: V rows of the child, M models, N rows that a model lacks.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from kinray.checkpoints.adapters import AdaptedModel
-from kinray.checkpoints.folder import WeightSource
+from kinray.checkpoints.folder import ModelView, WeightSource
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.layers import layer_of
 from kinray.errors import CheckpointError
@@ -77,7 +77,7 @@ def count_rows(model: WeightSource) -> int:
 
 
 @dataclass
-class ReindexedModel:
+class ReindexedModel(ModelView):
     """A model whose embeddings and output layer have the child's rows; all other tensors are its own.
 
     Args:
@@ -88,26 +88,15 @@ class ReindexedModel:
         owner: number of the model whose mean row fills what no model has.
     """
 
+    model: WeightSource = field(init=False)
     models: Sequence[WeightSource]
     number: int
     rows: Sequence[Rows]
     base: int | None
     owner: int
 
-    @property
-    def model(self) -> WeightSource:
-        """The model itself."""
-        return self.models[self.number]
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.model.name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the model."""
-        return self.model.config
+    def __post_init__(self) -> None:
+        self.model = self.models[self.number]
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kinray.checkpoints.header import DTYPE_BYTES
 from kinray.errors import RoomError
+from kinray.files import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -167,9 +168,7 @@ def needing_room(place: Path, needed: int) -> Iterator[None]:
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise RoomError unless the disk under ``folder`` (or its nearest existing parent) has ``needed`` bytes and a little."""
-    place = folder
-    while not place.exists():
-        place = place.parent
+    place = nearest(folder)
     free = shutil.disk_usage(place).free
     if free < needed + (1 << 20):
         raise RoomError(

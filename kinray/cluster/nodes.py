@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kinray.checkpoints.locate import hub_snapshot, locate
 from kinray.checkpoints.models import ModelSpec
 from kinray.errors import KinrayError, RunError
+from kinray.versions import installed
 
 _PACKAGES = ("ray", "kinray", "torch", "transformers", "lm-eval", "safetensors")
 """What scores and bits may depend on, besides Python itself."""
@@ -116,7 +116,7 @@ def report(specs: Sequence[ModelSpec], folders: Sequence[str] = ()) -> Report:
             except (KinrayError, OSError) as error:
                 found[str(folder)], errors[str(folder)] = None, str(error)
     found |= {folder: "there" if os.path.isdir(folder) else None for folder in folders}
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version()} | {name: installed(name) or "not installed" for name in _PACKAGES}
     return Report(versions, free_memory(), found, errors)
 
 
@@ -172,10 +172,3 @@ def _sample(folder: Path) -> str | None:
                 stream.seek(max(0, size - _PROBE) * number // (_PROBES - 1))
                 samples.update(stream.read(_PROBE))
     return samples.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

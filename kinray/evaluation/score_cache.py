@@ -12,7 +12,7 @@ from typing import Any
 from kinray.core.scores import FROM_CACHE, Failed, Scored, TaskScore
 from kinray.errors import ConfigError
 from kinray.evaluation.score_key import key_of
-from kinray.files import write_atomically
+from kinray.files import nearest, write_atomically
 
 
 class ScoreCache:
@@ -52,9 +52,7 @@ class ScoreCache:
 
 def check_score_cache(folder: str) -> None:
     """Raise ConfigError unless scores can be remembered in a folder; nothing is written."""
-    place = Path(folder)
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = nearest(Path(folder))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found = "is not a folder" if not place.is_dir() else "may not be written to"
         raise ConfigError(f"evaluation.score_cache is '{folder}', but {place} {found}. Name another folder, or null for none.")

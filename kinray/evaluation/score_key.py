@@ -7,7 +7,6 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kinray.core.recipe import Recipe, canonical_json
 from kinray.evaluation.backend import RESIDENT
 from kinray.evaluation.sharing import Sharing
 from kinray.evaluation.tasks import Leaf, TaskSet
+from kinray.versions import installed
 
 FORMAT = 2
 """Version of the parts below and of the files that are named by them."""
@@ -84,7 +84,7 @@ def scope_of(
     return Scope(
         {
             "format": FORMAT,
-            "versions": {name: _version(name) for name in (*_PACKAGES, evaluation.backend)},
+            "versions": {name: installed(name) for name in (*_PACKAGES, evaluation.backend)},
             "base": {"weights": base.founder.digest, "files": _files_beside(base.folder)},
             "dtype": config.merge.dtype,
             "device": device,
@@ -166,10 +166,3 @@ def _hash(files: Sequence[Path]) -> str:
     for file in files:
         whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

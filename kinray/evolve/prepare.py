@@ -18,7 +18,7 @@ from kinray.evaluation.backend import check_backend
 from kinray.evaluation.resident import check_buildable
 from kinray.evaluation.score_cache import check_score_cache
 from kinray.evaluation.tasks import TaskSet, load_tasks
-from kinray.records.run import check_vacant
+from kinray.records.claim import check_vacant
 from kinray.search.space import MethodSpace, search_space
 
 Note = Callable[[str], None]

@@ -15,7 +15,8 @@ from kinray.evaluation.tasks import Split
 from kinray.evolve.export import export_model
 from kinray.evolve.prepare import Prepared, prepare
 from kinray.evolve.run import Finished, placement, run_search
-from kinray.records.run import RunFolder, check_vacant, read_run_config
+from kinray.records.claim import check_vacant
+from kinray.records.run import RunFolder, read_run_config
 from kinray.report.card import model_card
 from kinray.report.recipe_yaml import recipe_yaml
 from kinray.report.terminal import Terminal
@@ -114,7 +115,7 @@ def _advice(prepared: Prepared) -> list[str]:
             f"search.k is {k}: the ends of the Pareto front, up to {ends} models for {tasks} tasks, come first and may fill "
             f"the top {k}. A k above {ends} lets the models between them mate too."
         )
-    items = sum(task.count("search") for task in prepared.tasks.tasks)
+    items = prepared.tasks.count("search")
     if items >= _MANY_ITEMS and config.evaluation.racing is False and not prepared.against(True):
         advice.append(
             f"Each child is asked {items:,} items. evaluation.racing: true stops hopeless children early, and breeds only from "

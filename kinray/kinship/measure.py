@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
+from kinray.checkpoints.folder import EMBEDDINGS
 from kinray.checkpoints.identity import cache_folder
 from kinray.core.statistics import Statistics
 from kinray.errors import ConfigError
@@ -140,5 +141,4 @@ def tied_tensors(family: Family) -> list[str]:
     config = family.models.base.config
     text = config.get("text_config")
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
-    ends = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-    return [name for name in family.models.names if tied and name.endswith(ends)][:1]
+    return [name for name in family.models.names if tied and name.endswith(EMBEDDINGS)][:1]

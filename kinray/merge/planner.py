@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinray.checkpoints.folder import WeightSource
-from kinray.checkpoints.models import OUTPUT_LAYER, Models, ModelSpec, check_alike, fit, weight_names
+from kinray.checkpoints.folder import OUTPUT_LAYER, WeightSource
+from kinray.checkpoints.models import Models, ModelSpec, check_alike, fit, weight_names
 from kinray.checkpoints.renamed import RenamedModel, config_with_layers, layers_of, main_stack
 from kinray.checkpoints.vocabulary import Vocabulary, config_with_vocabulary, plan_vocabulary, with_vocabulary
 from kinray.checkpoints.writer import CODES

@@ -10,17 +10,11 @@ best/                    the exported best model
 .lock                    held by the process that has the folder open, and says which one that is
 """
 
-import errno
-import fcntl
 import json
 import math
-import os
 import platform
-import re
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +24,7 @@ from kinray.config.schema import NAME
 from kinray.core.scores import Difference, Failed, Result, Scored, Stopped, difference, on_items_of
 from kinray.errors import RunError
 from kinray.files import write_atomically
+from kinray.records.claim import check_vacant, claim
 from kinray.records.tables import (
     BROKEN,
     KINSHIP,
@@ -42,6 +37,7 @@ from kinray.records.tables import (
     write_table,
 )
 from kinray.search.population import Child
+from kinray.versions import installed
 
 FORMAT = 2
 """Version of this layout; a run of another one is refused."""
@@ -51,9 +47,6 @@ _ROWS = 64
 
 _RECENT = 16
 """Results kept in memory: those of the parents of a generation, which each of their children is compared with."""
-
-_LEFT = re.compile(r"\.lock|\.config\.yaml\..*\.tmp")
-"""What a process that was killed while it began a run leaves behind."""
 
 _PACKAGES = ("kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors")
 
@@ -91,7 +84,7 @@ class RunFolder:
         check_vacant(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lock = claim(path)
             write_atomically(path / "config.yaml", _config_text(config, digests).encode())
         except OSError as error:
             raise RunError(f"Cannot write the run folder {path}: {error.strerror}. Choose another with --output.") from error
@@ -108,7 +101,7 @@ class RunFolder:
             RunError: when it holds no run, one of another format, or one that another process has open.
         """
         config, _ = read_run_config(path)
-        lock = _lock(path)
+        lock = claim(path)
         for left in [*path.glob(".*.tmp"), *path.glob(".*.old"), *path.glob("*/.*.tmp")]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         run = cls(path, config, lock)
@@ -252,31 +245,6 @@ class RunFolder:
         return dict(state)
 
 
-def check_vacant(path: Path) -> None:
-    """Raise RunError unless a run may be started in ``path``: it is missing or empty, and can be written."""
-    try:
-        _check_vacant(path)
-    except OSError as error:
-        raise RunError(
-            f"Cannot use the run folder {str(path)[:200]}: {error.strerror}. Choose another with --output."
-        ) from error
-
-
-def _check_vacant(path: Path) -> None:
-    if (path / "config.yaml").exists():
-        raise RunError(f"{path} already holds a run. Continue it with --resume {path}, or choose another with --output.")
-    if path.exists() and (not path.is_dir() or not all(_LEFT.fullmatch(file.name) for file in path.iterdir())):
-        raise RunError(f"{path} exists and is not an empty folder. Choose another with --output.")
-    place = path
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise RunError(f"Cannot write the run folder {path}: {place} is a file. Choose another with --output.")
-    if not os.access(place, os.W_OK):
-        why = f"no permission in {place}, or its disk is read-only"
-        raise RunError(f"Cannot write the run folder {path}: {why}. Choose another with --output.")
-
-
 def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
     """Read a run's configuration and the digests of its base and founders by name.
 
@@ -296,45 +264,11 @@ def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
     return parse_config(data, str(file)).model_copy(update={"output": str(path)}), about["digests"]
 
 
-def _lock(path: Path) -> IO[str]:
-    """Claim the folder for this process; the claim ends with the process, however that ends.
-
-    On a file system without locks (some parallel ones) there is no claim, and whoever starts two runs in one folder is not
-    stopped.
-    """
-    try:
-        stream = (path / ".lock").open("a+")
-    except OSError as error:
-        raise RunError(f"Cannot write the run folder {path}: {error.strerror}.") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        holder = stream.read().strip() or "another process"
-        stream.close()
-        raise RunError(f"{path} is in use by {holder}. Wait for it, or choose another folder.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise RunError(f"Cannot claim the run folder {path}: {error.strerror}.") from error
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {platform.node()}, which began {datetime.now():%Y-%m-%d %H:%M}\n")
-    stream.flush()
-    return stream
-
-
 def _config_text(config: Config, digests: Mapping[str, str]) -> str:
     about = {
         "format": FORMAT,
         "digests": dict(digests),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed(name) or "not installed" for name in _PACKAGES},
     }
     plain = config.model_dump(mode="json")
     return write_yaml(plain | {"run": about})
-
-
-def _version(package: str) -> str:
-    try:
-        found: str = version(package)
-        return found
-    except PackageNotFoundError:
-        return "not installed"

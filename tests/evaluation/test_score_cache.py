@@ -215,9 +215,9 @@ def test_a_change_of_anything_that_a_score_depends_on_misses(change: Any, settin
 
 @pytest.mark.parametrize("package", ["lm-eval", "transformers", "torch", "kinray"])
 def test_other_versions_miss(package: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real = setting.key(), score_key._version
+    before, real = setting.key(), score_key.installed
 
-    monkeypatch.setattr(score_key, "_version", lambda name: "9.9" if name == package else real(name))
+    monkeypatch.setattr(score_key, "installed", lambda name: "9.9" if name == package else real(name))
 
     assert setting.key() != before
 

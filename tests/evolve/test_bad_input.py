@@ -273,7 +273,7 @@ def test_too_little_disk_is_said_before_anything_is_written(
 def test_a_folder_without_write_permission_is_said(
     config: Config, evolve: Evolve, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kinray.records.run.os.access", lambda *_: False)
+    monkeypatch.setattr("kinray.records.claim.os.access", lambda *_: False)
 
     code = main([evolve.write(config)])
 

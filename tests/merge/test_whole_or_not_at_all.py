@@ -54,6 +54,12 @@ def assert_as_before(kitchen: Kitchen, before: dict[str, torch.Tensor]) -> None:
     assert not before or same(read(kitchen.out), before)
 
 
+def assert_refused(kitchen: Kitchen, before: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str], message: str) -> None:
+    assert kitchen.run(MEAN, "--overwrite") == 2
+    assert message in capsys.readouterr().err
+    assert_as_before(kitchen, before)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_leaves_nothing_and_says_what_is_needed(
     kitchen: Kitchen,
@@ -64,11 +70,7 @@ def test_full_disk_leaves_nothing_and_says_what_is_needed(
 ) -> None:
     monkeypatch.setattr(writer.os, "pwrite", after(4, fail(OSError(code, "full"))))
 
-    assert kitchen.run(MEAN, "--overwrite") == 2
-
-    errors = capsys.readouterr().err
-    assert "is full: 0.00 GB are needed. Nothing was kept; make room, or choose another" in errors
-    assert_as_before(kitchen, before)
+    assert_refused(kitchen, before, capsys, "is full: 0.00 GB are needed. Nothing was kept; make room, or choose another")
 
 
 def test_disk_that_gets_full_behind_the_weights_leaves_nothing(
@@ -76,10 +78,7 @@ def test_disk_that_gets_full_behind_the_weights_leaves_nothing(
 ) -> None:
     monkeypatch.setattr("kinray.merge.write.copy_tokenizer", fail(OSError(errno.ENOSPC, "full")))
 
-    assert kitchen.run(MEAN, "--overwrite") == 2
-
-    assert "make room" in capsys.readouterr().err
-    assert_as_before(kitchen, before)
+    assert_refused(kitchen, before, capsys, "make room")
 
 
 def test_too_little_room_is_said_before_anything_is_merged(
@@ -88,10 +87,7 @@ def test_too_little_room_is_said_before_anything_is_merged(
     usage = writer.shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
 
-    assert kitchen.run(MEAN, "--overwrite") == 2
-
-    assert "Too little room under" in capsys.readouterr().err
-    assert_as_before(kitchen, before)
+    assert_refused(kitchen, before, capsys, "Too little room under")
 
 
 def test_other_error_of_the_disk_is_told_as_it_is(
@@ -99,10 +95,7 @@ def test_other_error_of_the_disk_is_told_as_it_is(
 ) -> None:
     monkeypatch.setattr(writer.os, "pwrite", after(2, fail(OSError(errno.EIO, "Input/output error"))))
 
-    assert kitchen.run(MEAN, "--overwrite") == 2
-
-    assert "Input/output error" in capsys.readouterr().err
-    assert_as_before(kitchen, before)
+    assert_refused(kitchen, before, capsys, "Input/output error")
 
 
 def test_interrupt_leaves_nothing(

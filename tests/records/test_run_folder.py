@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from kinray.errors import KinrayError, RunError
-from kinray.records.run import RunFolder, check_vacant, read_run_config
+from kinray.records.claim import check_vacant
+from kinray.records.run import RunFolder, read_run_config
 from tests.records.results import a_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def test_file_system_without_locks_does_not_keep_a_run_from_going_on(tmp_path: P
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("kinray.records.run.fcntl.flock", unsupported)
+    monkeypatch.setattr("kinray.records.claim.fcntl.flock", unsupported)
 
     RunFolder.resume(tmp_path / "run").close()
 
