@@ -1,4 +1,4 @@
-"""Which node does what: evaluators where their device is, shards where memory is free, beside evaluators if they fit."""
+"""Which node does what: evaluators where their device is, shards where they fit into memory, beside evaluators if they can."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,14 +57,18 @@ def place(nodes: Sequence[Node], evaluators: int, shard_bytes: Sequence[int], de
         node = max(rooms, key=lambda one: rooms[one])
         rooms[node] -= 1
         scoring.append(node)
-    free = {node: node.free for node in nodes}
+    held = dict.fromkeys(nodes, 0)
     shards: dict[int, Node] = {}
     for number in sorted(range(len(shard_bytes)), key=lambda number: -shard_bytes[number]):
         size = shard_bytes[number]
-        near = [node for node in dict.fromkeys(scoring) if free[node] >= size]
-        node = max(near or nodes, key=lambda one: free[one])
-        free[node] -= size
-        shards[number] = node
+        fits = [node for node in nodes if held[node] + size <= node.free]
+        near = [node for node in fits if node in scoring]
+        # Equal shares are read in the shortest time; where nothing fits, the disk is read least with the most memory.
+        if fits:
+            shards[number] = min(near or fits, key=lambda one: (held[one], -one.free))
+        else:
+            shards[number] = max(nodes, key=lambda one: one.free - held[one])
+        held[shards[number]] += size
     return Placement(tuple(nodes), tuple(scoring), tuple(shards[n] for n in range(len(shard_bytes))), tuple(shard_bytes))
 
 

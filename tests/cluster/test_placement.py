@@ -38,10 +38,18 @@ def test_shards_lie_beside_evaluators_where_they_fit_and_elsewhere_where_not() -
     assert sorted(names(place(nodes, 1, [20 * GB, 20 * GB], "cuda").shards)) == ["gpu", "head"]
 
 
-def test_shards_follow_the_free_memory_of_unlike_nodes() -> None:
-    plan = place([node("a", free=30), node("b", free=90)], 2, [10 * GB] * 8, "cpu")
+def test_nodes_share_the_shards_evenly_whatever_memory_they_have_as_long_as_all_fits() -> None:
+    nodes = [node("a", free=30), node("b", free=90), node("c", free=31)]
 
-    assert names(plan.shards).count("b") == 7
+    assert sorted(names(place(nodes, 3, [GB] * 3, "cpu").shards)) == ["a", "b", "c"]
+    assert sorted(names(place(nodes, 3, [8 * GB] * 9, "cpu").shards)) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+
+
+def test_shards_that_do_not_fit_evenly_follow_the_free_memory() -> None:
+    nodes = [node("a", free=30), node("b", free=90)]
+
+    assert names(place(nodes, 2, [10 * GB] * 8, "cpu").shards).count("b") == 5
+    assert names(place(nodes, 2, [50 * GB] * 2, "cpu").shards).count("b") == 2
 
 
 def test_the_plan_says_what_fits_and_what_does_not() -> None:
