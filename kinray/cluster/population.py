@@ -18,6 +18,10 @@ from kinray.signals import when_told_to_stop
 _TRIAL_CPU = 0.01
 """A trial only waits for its evaluator, but Tune refuses one that asks for nothing."""
 
+_LOST = 32
+"""How often a trial's own process may be lost with its node, for which the child is not to blame: Tune tries again with one idle
+process of that node after the other."""
+
 
 def run_population(
     searcher: PolicySearcher,
@@ -45,7 +49,8 @@ def run_population(
     for name in ("ray.tune", "ray.train"):  # they would print a traceback each time that a child is tried again
         logging.getLogger(name).setLevel(logging.CRITICAL)
     trainable = tune.with_resources(
-        tune.with_parameters(ChildTrial, statistics=statistics), tune.PlacementGroupFactory([{"CPU": _TRIAL_CPU}])
+        tune.with_parameters(ChildTrial, statistics=statistics, retries=config.cluster.retries),
+        tune.PlacementGroupFactory([{"CPU": _TRIAL_CPU}]),
     )
     tuner = tune.Tuner(
         trainable,
@@ -62,7 +67,7 @@ def run_population(
             name=folder.name,
             storage_path=str(folder.parent.absolute()),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.cluster.retries),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.retries + _LOST),
             callbacks=[_logger(name, Path(config.output).name) for name in config.loggers],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -13,9 +13,9 @@ from kinray.core.statistics import Statistics
 class ChildTrial(tune.Trainable):
     """One step: a round of one child's items, or all of them if it is not to be stopped early."""
 
-    def setup(self, config: dict[str, Any], statistics: Statistics) -> None:
+    def setup(self, config: dict[str, Any], statistics: Statistics, retries: int) -> None:
         """Keep what every child needs."""
-        self._statistics = ray.put(statistics)
+        self._statistics, self._retries = ray.put(statistics), retries
         self._round = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -29,10 +29,10 @@ class ChildTrial(tune.Trainable):
         recipe = json.loads(self.config["recipe"])
         try:
             if ends := self.config["ends"]:
-                result, done = ray.get(evaluator.ask.remote(recipe, ends, self._round, self._statistics))
+                result, done = self._answer(evaluator, evaluator.ask, recipe, ends, self._round, self._statistics)
             else:
-                result, done = ray.get(evaluator.score.remote(recipe, "search", self._statistics)), True
-        except ray.exceptions.RayActorError:  # Ray has tried it as often as the configuration says
+                result, done = self._answer(evaluator, evaluator.score, recipe, "search", self._statistics), True
+        except ray.exceptions.RayActorError:
             return {"score": float("nan"), "died": True, "done": True}
         self._round += 1
         if not isinstance(result, Scored):
@@ -45,3 +45,18 @@ class ChildTrial(tune.Trainable):
             **{f"score/{name}": task.score for name, task in result.tasks.items()},
             "done": done,
         }
+
+    def _answer(self, evaluator: Any, method: Any, *arguments: Any) -> Any:
+        """Call the evaluator, and again when it dies meanwhile, as often as the configuration says.
+
+        Before each try it must have been reached. When a node is lost, calls are refused until Ray has noticed it and started
+        the evaluator elsewhere; Ray's own retries are spent by then, and the child would be blamed.
+        """
+        for attempt in range(self._retries + 1):
+            ray.get(evaluator.__ray_ready__.options(max_task_retries=-1).remote())
+            try:
+                return ray.get(method.options(max_task_retries=0).remote(*arguments))
+            except ray.exceptions.RayActorError:
+                if attempt == self._retries:
+                    raise
+        raise AssertionError

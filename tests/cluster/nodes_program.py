@@ -70,6 +70,7 @@ class Instant:
 def growing(cluster: Any, report: dict[str, Any]) -> None:
     """Begin with the evaluators that three nodes have room for, and let nodes join: one that can score, one that cannot."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from kinray.cluster import evaluator
     from kinray.cluster.nodes import living
@@ -80,6 +81,10 @@ def growing(cluster: Any, report: dict[str, Any]) -> None:
     said: list[str] = []
     session = Session("cpu", 2, 1, 1, tuple(living()), grows=True)
     evaluators = evaluator.Evaluators([], config, session, living()[:2], said.append)
+    # The CPU that a search leaves for trials and shards; else an evaluator that comes later might take it.
+    left = NodeAffinitySchedulingStrategy(living()[2].id, soft=False)
+    trials = ray.remote(num_cpus=1)(Instant).options(scheduling_strategy=left).remote()
+    ray.get(trials.warm.remote())
     report["at first"] = [evaluators.ready(), evaluators.joined()]
 
     def until(done: Callable[[], bool]) -> list[int]:
@@ -95,6 +100,7 @@ def growing(cluster: Any, report: dict[str, Any]) -> None:
     cluster.add_node(**COMMON, env_vars={"BROKEN_NODE": "1"})
     until(lambda: len(said) == 2)
     report["said"], report["in the end"] = said, evaluators.ready()
+    ray.kill(trials)
 
 
 def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def tasks(demo: DemoFiles, tmp_path: Path) -> Tasks:
 
 def search_of(demo: DemoFiles, tasks: Tasks, output: Path) -> dict[str, Any]:
     settings = settings_for(demo, output)
-    settings["search"] |= {"max_children": 24, "children_per_mating": 2}
+    settings["search"] |= {"max_children": 16, "children_per_mating": 2}
     return settings | {"task_paths": [str(tasks.folder)]}
 
 
