@@ -19,8 +19,8 @@ _TRIAL_CPU = 0.01
 """A trial only waits for its evaluator, but Tune refuses one that asks for nothing."""
 
 _LOST = 32
-"""How often a trial's own process may be lost with its node, for which the child is not to blame: Tune tries again with one idle
-process of that node after the other."""
+"""How often a trial's own process may be lost with its node, for which the child is not to blame: Tune tries again with one
+idle process of that node after the other."""
 
 
 def run_population(
