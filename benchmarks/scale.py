@@ -1,9 +1,10 @@
 """Measure how kinray's own work grows with the number of children, without models: a search with instant scores.
 
-    python benchmarks/scale.py [--children 10000] [--items 1000] [--folder /tmp/kinray-scale]
+    python benchmarks/scale.py [--children 10000] [--items 1000] [--tune 300] [--folder /tmp/kinray-scale]
 
 The searcher is driven as Tune drives it. All that a child costs besides its evaluation and Tune's own trial is real: proposals
 of Optuna, kinship by algebra over the tensors of an 8B Llama, ranking, rows, samples and state on the disk, the terminal.
+Then a search under Tune itself, on a private Ray with four actors that answer at once, shows what Tune's trials cost.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import resource
 import shutil
 import statistics as stats
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,17 @@ import numpy as np
 from rich.console import Console
 
 from kinray.cluster.kinship import SearchKinship
+from kinray.cluster.population import run_population
 from kinray.cluster.searcher import PolicySearcher
+from kinray.cluster.session import ray_session
 from kinray.config import Config, parse_config
-from kinray.core.recipe import Founder, Recipe
+from kinray.core.recipe import Founder, Merge, Recipe
 from kinray.core.scores import Result, Scored, TaskScore
 from kinray.core.statistics import Statistics
 from kinray.records.run import RunFolder
 from kinray.report.terminal import Terminal
 from kinray.search.policy import TopK
-from kinray.search.proposals import proposer_for
+from kinray.search.proposals import Proposal, Proposer, proposer_for
 from kinray.search.space import search_space
 
 FOUNDERS, TENSORS = 4, 291
@@ -60,6 +64,8 @@ class InstantEvaluators:
 
     def __init__(self, items: int) -> None:
         self._items = tuple(str(number) for number in range(items))
+        self.asked_at: list[tuple[float, float]] = []
+        """Time on the clock and of the CPU when each child's result was fetched."""
 
     def ready(self) -> list[int]:
         """Number four of them."""
@@ -75,27 +81,50 @@ class InstantEvaluators:
 
     def score_now(self, number: int, recipe: Recipe) -> Result:
         """Make up the answers to each item."""
+        self.asked_at.append((time.perf_counter(), time.process_time()))
         draw = np.random.default_rng(int(recipe.digest[:12], 16))
         values = draw.random(len(self._items)) + 0.02 * recipe.depth
         return Scored({"task": TaskScore(float(values.mean()), 0.01, self._items, tuple(values.tolist()))}, {"evaluate": 0.0})
 
 
+class TimedProposer:
+    """Counts the CPU time of the proposals, which is Optuna's."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer, self.seconds = proposer, 0.0
+
+    def propose(self, number: int, attempt: int) -> Proposal:
+        """Ask."""
+        started = time.process_time()
+        try:
+            return self._proposer.propose(number, attempt)
+        finally:
+            self.seconds += time.process_time() - started
+
+    def learn(self, recipe: Merge, gains: Sequence[float] | None, *, refused: bool = False) -> None:
+        """Tell."""
+        started = time.process_time()
+        self._proposer.learn(recipe, gains, refused=refused)
+        self.seconds += time.process_time() - started
+
+
 class Search:
     """A search in a folder, new or resumed."""
 
-    def __init__(self, config: Config, items: int) -> None:
+    def __init__(self, config: Config, evaluators: InstantEvaluators) -> None:
         base, *founders = [Founder(digest(name), name) for name in ("base", *(f"founder-{at}" for at in range(FOUNDERS)))]
         path = Path(config.output)
         self.run = RunFolder.resume(path) if (path / "config.yaml").exists() else RunFolder.create(config, {})
-        kinship = SearchKinship(made_up_statistics([base, *founders]), None, "pcc")  # type: ignore[arg-type]
-        self.policy = TopK(founders, base, proposer_for(search_space(config.merge.methods), 0), kinship, config.search)
+        self.statistics = made_up_statistics([base, *founders])
+        kinship = SearchKinship(self.statistics, None, "pcc")  # type: ignore[arg-type]
+        self.proposer = TimedProposer(proposer_for(search_space(config.merge.methods), 0))
+        self.policy = TopK(founders, base, self.proposer, kinship, config.search)
         if (state := self.run.load_state()) is not None:
             self.policy.load_state_dict(state)
         self._out: list[str] = []
         self._asked = 0
-        evaluators: Any = InstantEvaluators(items)
         self._terminal = Terminal(Console(file=io.StringIO(), force_terminal=True))
-        self.searcher = PolicySearcher(self.policy, self.run, kinship, evaluators, self._terminal)
+        self.searcher = PolicySearcher(self.policy, self.run, kinship, evaluators, self._terminal)  # type: ignore[arg-type]
 
     def play(self, children: int) -> list[float]:
         """Score so many children and return the seconds that each took."""
@@ -117,39 +146,80 @@ class Search:
         self._terminal.rest()
         return seconds
 
+    def run_under_tune(self) -> None:
+        """Score all children."""
+        run_population(self.searcher, self.statistics, self.run.next_session(), 4, self.run.config, lambda: None)
+        self._terminal.rest()
+        self.run.close()
+
+
+def under_tune(config: Config, children: int, items: int) -> None:
+    """Let Tune itself run a search whose evaluators answer at once, and print what a child costs the driver."""
+    import ray
+
+    class Instant:
+        """Stands for an evaluator."""
+
+        def score(self, nodes: object, split: object, statistics: object) -> Scored:
+            """Answer at once; what counts is made up by the driver."""
+            return Scored({"task": TaskScore(0.5, 0.01, (), ())})
+
+    with ray_session(config.cluster, config.evaluation):
+        evaluators = InstantEvaluators(items)
+        actors = [
+            ray.remote(num_cpus=0)(Instant).options(name=evaluators.name(number)).remote() for number in evaluators.ready()
+        ]
+        ray.get([actor.__ray_ready__.remote() for actor in actors])
+        search = Search(config, evaluators)
+        started = time.perf_counter()
+        search.run_under_tune()
+    (first, first_cpu), *_, (last, last_cpu) = evaluators.asked_at
+    each = [1000 * seconds / (len(evaluators.asked_at) - 1) for seconds in (last_cpu - first_cpu, last - first)]
+    print(
+        f"under Tune: the first of {children} children after {first - started:.1f} s, "
+        f"then {each[0]:.1f} ms of the driver's CPU each, {each[1]:.1f} ms in all"
+    )
+
+
+def configured(folder: Path, children: int) -> Config:
+    """Configure a search of so many children at most."""
+    return parse_config(
+        {
+            "base": "base",
+            "founders": [f"founder-{at}" for at in range(FOUNDERS)],
+            "tasks": ["task"],
+            "search": {"k": 4, "children_per_mating": 16, "max_children": children},
+            "merge": {"methods": METHODS},
+            "output": str(folder),
+        }
+    )
+
 
 def main() -> None:
     """Run, resume, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--children", type=int, default=10_000)
     parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--tune", type=int, default=300, help="children of the search under Tune; 0 for none")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/kinray-scale"))  # noqa: S108
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
-    config = parse_config(
-        {
-            "base": "base",
-            "founders": [f"founder-{at}" for at in range(FOUNDERS)],
-            "tasks": ["task"],
-            "search": {"k": 4, "children_per_mating": 16, "max_children": 2 * arguments.children},
-            "merge": {"methods": METHODS},
-            "output": str(arguments.folder),
-        }
-    )
-    search = Search(config, arguments.items)
+    config = configured(arguments.folder, 2 * arguments.children)
+    search = Search(config, InstantEvaluators(arguments.items))
     profile = cProfile.Profile(time.process_time)
     if arguments.profile:
         profile.enable()
     step = arguments.children // 10
     for _ in range(10):
-        begin = time.perf_counter()
+        begin, search.proposer.seconds = time.perf_counter(), 0.0
         seconds = search.play(step)
         wall = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{len(search.run.rows()):6} children  {1000 * stats.mean(seconds):6.2f} ms of CPU each, "
-            f"{1000 * wall / step:6.2f} ms in all  generation {search.policy.generation:3}  {peak:5.0f} MB",
+            f"{1000 * search.proposer.seconds / step:5.2f} of it Optuna's, {1000 * wall / step:6.2f} ms in all  "
+            f"generation {search.policy.generation:3}  {peak:5.0f} MB",
             flush=True,
         )
     profile.disable()
@@ -157,7 +227,7 @@ def main() -> None:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
     search.run.close()
     started = time.perf_counter()
-    again = Search(config, arguments.items)
+    again = Search(config, InstantEvaluators(arguments.items))
     again.play(1)
     asked = time.perf_counter()
     again.play(150)
@@ -166,6 +236,9 @@ def main() -> None:
         part.name: sum(f.stat().st_size for f in (part, *part.rglob("*")) if f.is_file()) for part in arguments.folder.iterdir()
     }
     print("MB on the disk:", ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sorted(sizes.items()) if size > 1e5))
+    if arguments.tune:
+        shutil.rmtree(arguments.folder)
+        under_tune(configured(arguments.folder, arguments.tune), arguments.tune, arguments.items)
 
 
 if __name__ == "__main__":
