@@ -181,7 +181,7 @@ class Evaluators:
             max_restarts=-1,
             max_task_retries=config.cluster.retries,
             runtime_env={"env_vars": environment if session.device == "cpu" else {}},
-            **({"num_gpus": 1} if session.device == "cuda" else {"num_cpus": 1}),
+            **({"num_gpus": session.gpus} if session.device == "cuda" else {"num_cpus": 1}),
         )(Evaluator)
         self._arguments = (specs, config, session.device, os.getcwd(), cache_of(config))
         self._actors: list[Any] = []

@@ -22,10 +22,11 @@ class Placement:
     shards: tuple[Node, ...]
     shard_bytes: tuple[int, ...]
 
-    def lines(self, device: str) -> list[tuple[str, str]]:
-        """Say for each node what it gets, and why."""
+    def lines(self, device: str, gpus: int = 1) -> list[tuple[str, str]]:
+        """Say for each node what it gets, and why; ``gpus`` are those of each evaluator."""
+        each = f", {gpus} each" if gpus > 1 else ""
         return [
-            (node.address, self._line(node, f"{node.gpus} GPUs" if device == "cuda" else f"{node.cpus} CPUs"))
+            (node.address, self._line(node, f"{node.gpus} GPUs{each}" if device == "cuda" else f"{node.cpus} CPUs"))
             for node in self.nodes
         ]
 
@@ -42,16 +43,17 @@ class Placement:
         )
 
 
-def place(nodes: Sequence[Node], evaluators: int, shard_bytes: Sequence[int], device: str) -> Placement:
+def place(nodes: Sequence[Node], evaluators: int, shard_bytes: Sequence[int], device: str, gpus: int = 1) -> Placement:
     """Plan where evaluators and shards go.
 
     Args:
         nodes: at least one.
-        evaluators: at most one for each GPU, or on ``cpu`` for each CPU.
+        evaluators: at most as many as there is ``room_on_gpus`` for, or on ``cpu`` one for each CPU.
         shard_bytes: of each shard.
         device: ``cuda`` or ``cpu``, of the evaluators.
+        gpus: of each evaluator.
     """
-    rooms = {node: node.gpus if device == "cuda" else node.cpus for node in nodes}
+    rooms = {node: node.gpus // gpus if device == "cuda" else node.cpus for node in nodes}
     scoring: list[Node] = []
     for _ in range(evaluators):
         node = max(rooms, key=lambda one: rooms[one])
@@ -70,6 +72,11 @@ def place(nodes: Sequence[Node], evaluators: int, shard_bytes: Sequence[int], de
             shards[number] = max(nodes, key=lambda one: one.free - held[one])
         held[shards[number]] += size
     return Placement(tuple(nodes), tuple(scoring), tuple(shards[n] for n in range(len(shard_bytes))), tuple(shard_bytes))
+
+
+def room_on_gpus(nodes: Sequence[Node], gpus: int) -> int:
+    """Count the evaluators that nodes have room for, if each takes so many GPUs of one node."""
+    return sum(node.gpus // gpus for node in nodes)
 
 
 def _gb(count: int) -> str:

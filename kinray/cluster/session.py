@@ -62,6 +62,7 @@ class Session:
         threads: of each evaluator, on a CPU.
         nodes: of the cluster.
         grows: whether nodes that join later are used too.
+        gpus: of each evaluator, if it works on GPUs.
     """
 
     device: str
@@ -70,6 +71,7 @@ class Session:
     threads: int
     nodes: "tuple[Node, ...]" = ()
     grows: bool = False
+    gpus: int = 1
 
     @property
     def slots(self) -> int:
@@ -176,16 +178,20 @@ def _check_reachable(address: str) -> None:
 
 
 def _await_gpu(cluster: ClusterConfig, say: Callable[[str], None]) -> None:
-    """Ask the autoscaler for GPUs and wait for the first."""
-    import ray
+    """Ask the autoscaler for the GPUs of all evaluators and wait for those of the first."""
     from ray.autoscaler.sdk import request_resources
 
-    if ray.cluster_resources().get("GPU", 0) or not cluster.wait_minutes:
+    from kinray.cluster.nodes import living
+    from kinray.cluster.placement import room_on_gpus
+
+    gpus = cluster.gpus_per_evaluator
+    if room_on_gpus(living(), gpus) or not cluster.wait_minutes:
         return
-    say(f"Waiting up to {cluster.wait_minutes:g} minutes for a GPU to join the cluster …")
-    request_resources(bundles=[{"GPU": 1}] * (1 if cluster.evaluators == "auto" else int(cluster.evaluators)))
+    what = "a GPU" if gpus == 1 else f"a node with {gpus} GPUs"
+    say(f"Waiting up to {cluster.wait_minutes:g} minutes for {what} to join the cluster …")
+    request_resources(bundles=[{"GPU": gpus}] * (1 if cluster.evaluators == "auto" else int(cluster.evaluators)))
     end = time.monotonic() + 60 * cluster.wait_minutes
-    while not ray.cluster_resources().get("GPU", 0) and time.monotonic() < end:
+    while not room_on_gpus(living(), gpus) and time.monotonic() < end:
         time.sleep(1)
     request_resources(bundles=[])  # from here on, the evaluators that wait for a place are what it sees
 
@@ -199,20 +205,28 @@ def _nodes(cluster: ClusterConfig, specs: Sequence[ModelSpec], folders: Sequence
 
 
 def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple[Node, ...]") -> Session:
-    gpus = sum(node.gpus for node in nodes)
+    from kinray.cluster.placement import room_on_gpus
+
+    gpus, each = sum(node.gpus for node in nodes), cluster.gpus_per_evaluator
     if evaluation.device == "cuda" and not gpus:
         waiting = " If an autoscaler brings GPU nodes, set cluster.wait_minutes." if cluster.address else ""
         raise RunError(f"evaluation.device is cuda, but the cluster has no GPU. Use auto or cpu, or add a GPU node.{waiting}")
+    if evaluation.device != "cpu" and each > 1 and not room_on_gpus(nodes, each):
+        raise RunError(
+            f"cluster.gpus_per_evaluator is {each}, but no node has more than {max(node.gpus for node in nodes)} GPUs. "
+            "Lower it, or add a node that has as many."
+        )
     device = "cpu" if evaluation.device == "cpu" or not gpus else "cuda"
     # One CPU is left for Tune's trials and the shards.
     cpus = _cpus(cluster) if cluster.address is None else max(1, sum(node.cpus for node in nodes) - 1)
-    limit = gpus if device == "cuda" else cpus
+    limit = room_on_gpus(nodes, each) if device == "cuda" else cpus
     evaluators = cluster.evaluators
     if evaluators == "auto":
         evaluators = limit if device == "cuda" else max(1, cpus // 2)
     if evaluators > limit and not cluster.wait_minutes:
+        what = "free CPUs" if device == "cpu" else "GPUs" if each == 1 else f"times {each} GPUs on one node"
         raise RunError(
-            f"cluster.evaluators is {evaluators}, but the cluster has {limit} {'GPUs' if device == 'cuda' else 'free CPUs'}. "
+            f"cluster.evaluators is {evaluators}, but the cluster has {limit} {what}. "
             "Each evaluator needs one: lower the number, or add nodes; where an autoscaler does, set cluster.wait_minutes."
         )
     evaluators = min(evaluators, limit)
@@ -221,17 +235,18 @@ def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple
         shards = gpus if device == "cuda" else len(nodes)
     threads = max(1, (cores() if cluster.address is None else cpus) // evaluators)
     grows = cluster.address is not None and (cluster.evaluators == "auto" or cluster.evaluators > evaluators)
-    return Session(device, evaluators, shards, threads, nodes, grows)
+    return Session(device, evaluators, shards, threads, nodes, grows, each)
 
 
 def room(session: Session) -> int:
     """Count the evaluators that a joined cluster has room for now, where their number is auto."""
-    import ray
+    from kinray.cluster.nodes import living
+    from kinray.cluster.placement import room_on_gpus
 
-    resources = ray.cluster_resources()
+    nodes = living()
     if session.device == "cuda":
-        return int(resources.get("GPU", 0))
-    return max(1, (int(resources.get("CPU", 2)) - 1) // session.threads)
+        return room_on_gpus(nodes, session.gpus)
+    return max(1, (sum(node.cpus for node in nodes) - 1) // session.threads)
 
 
 def _cpus(cluster: ClusterConfig) -> int:

@@ -168,7 +168,7 @@ def shard_bytes(models: Models, count: int) -> list[int]:
 
 def planned(models: Models, session: Session) -> Placement:
     """Plan which node does what in a search."""
-    return place(session.nodes, session.evaluators, shard_bytes(models, session.shards), session.device)
+    return place(session.nodes, session.evaluators, shard_bytes(models, session.shards), session.device, session.gpus)
 
 
 def balance(sizes: dict[str, int], count: int) -> list[list[str]]:

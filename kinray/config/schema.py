@@ -276,7 +276,10 @@ class ClusterConfig(Section):
     address: str | None = None
     """Ray cluster to join (auto, or host:port); by default a private one on this machine."""
     evaluators: Count = "auto"
-    """Models scored at once. auto: one for each GPU; without GPUs one for each 2 cores. Nodes that join later add to it."""
+    """Models scored at once. auto: as many as there are GPUs for; without GPUs one for each 2 cores. Nodes that join later
+    add to it."""
+    gpus_per_evaluator: int = Field(default=1, ge=1, le=64)
+    """GPUs of one node that each evaluator has, for models that do not fit on one."""
     wait_minutes: float = Field(default=0, ge=0)
     """How long to wait, at an address, for the first GPU of evaluation.device cuda. Then more evaluators may be asked for than
     fit at first; an autoscaler brings their nodes."""

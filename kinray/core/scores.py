@@ -54,7 +54,7 @@ class Scored:
         seconds: wall time by part (``merge``, ``copy``, ``evaluate``, …).
         where: device (or ``FROM_CACHE``) and node.
         tokens: that went through the model, padding included; what answers share counts once.
-        gpu_seconds: for which a GPU was held: wall time without ``wait``, times the one GPU that an evaluator has.
+        gpu_seconds: for which a GPU was held: wall time without ``wait``, times the GPUs that an evaluator has.
     """
 
     tasks: Mapping[str, TaskScore]

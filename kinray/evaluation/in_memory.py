@@ -39,7 +39,9 @@ class InMemory:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         evaluation = config.evaluation
         self._materialiser = Materialiser(models, statistics, device, cache=cache)
-        self.resident = ResidentModel(models.specs[0].folder, models, config.merge.dtype, device, evaluation)
+        gpus = config.cluster.gpus_per_evaluator
+        devices = [f"cuda:{number}" for number in range(gpus)] if device == "cuda" else [device]
+        self.resident = ResidentModel(models.specs[0].folder, models, config.merge.dtype, devices, evaluation)
         self._lm: Any = HFLM(
             pretrained=self.resident.model,
             tokenizer=self.resident.tokenizer,

@@ -16,6 +16,7 @@ from kinray.core.layers import layer_of
 from kinray.engine.export import DTYPES
 from kinray.errors import CheckpointError, RunError, did_you_mean
 from kinray.evaluation.sharing import unfit
+from kinray.evaluation.spread import blocks_of, spread
 
 
 class ResidentModel:
@@ -25,14 +26,14 @@ class ResidentModel:
         folder: of the base: config, tokenizer and, where allowed, code.
         models: the base and founders, whose tensor names the model must have.
         dtype: of the weights.
-        device: where it lives.
+        devices: where it lives, on several of them in parts.
         config: evaluation settings.
 
     Raises:
-        CheckpointError: when the model class and the checkpoint do not have the same tensors.
+        CheckpointError: when it cannot live in parts, or the model class and the checkpoint do not have the same tensors.
     """
 
-    def __init__(self, folder: Path, models: Models, dtype: str, device: str, config: EvaluationConfig) -> None:
+    def __init__(self, folder: Path, models: Models, dtype: str, devices: Sequence[str], config: EvaluationConfig) -> None:
         from transformers import GenerationConfig
 
         self.dtype = DTYPES[dtype]
@@ -41,7 +42,11 @@ class ResidentModel:
         model.tie_weights()
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        self.model: Any = model.eval().requires_grad_(False).to(device)
+        self.model: Any = model.eval().requires_grad_(False)
+        if len(devices) > 1:
+            spread(self.model, devices)
+        else:
+            self.model.to(devices[0])
         self._places = _places(self.model, models)
 
     @torch.inference_mode()
@@ -76,19 +81,20 @@ class ResidentModel:
         return seconds
 
 
-def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[TaskSpec] = ()) -> list[str]:
+def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[TaskSpec] = (), gpus: int = 1) -> list[str]:
     """Check that transformers can build the base's model class and its tokenizer; no memory is taken.
 
     Args:
         models: the base and founders.
         config: evaluation settings.
         tasks: which may ask for chat templates of their own.
+        gpus: that the model is to be spread over.
 
     Returns:
         what a person might not expect of how the model is asked.
 
     Raises:
-        CheckpointError: when it cannot, or the tokenizer has not the chat template that is asked for.
+        CheckpointError: when it cannot, it cannot be spread, or the tokenizer has not the chat template that is asked for.
     """
     folder, name = models.specs[0].folder, models.base.name
     _check_layers(models.base)
@@ -111,6 +117,8 @@ def check_buildable(models: Models, config: EvaluationConfig, tasks: Sequence[Ta
         _check_template(name, tokenizer, where, wanted)
     model.tie_weights()
     _state(model, models)
+    if gpus > 1 and config.backend == "resident":
+        blocks_of(model)
     single = unfit(model) if config.share_prompts and config.backend == "resident" else ""
     return [f"{single}, so the answers to a question are scored one by one, as in lm-eval."] if single else []
 

@@ -162,7 +162,8 @@ class Scorer:
             if scores:
                 spent = seconds | {"evaluate": total - sum(seconds.values())}
                 where = {"device": self._device, "node": platform.node()}
-                yield Scored(scores, spent, where, tokens, total if self._device == "cuda" else 0.0)
+                gpus = self._config.cluster.gpus_per_evaluator if self._device == "cuda" else 0
+                yield Scored(scores, spent, where, tokens, gpus * total)
 
     def _take(self, pack: _Pack, answers: Answers, values: list[dict[int, Any]]) -> None:
         """Put a pack's answers where lm-eval's tasks look for them, and let these say what each item is worth."""

@@ -106,7 +106,8 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     check_room(Path(config.output), prepared.export_bytes)
     check_backend(config.evaluation, prepared.export_bytes)
     note("checking that transformers can build the model")
-    notices = check_buildable(models, config.evaluation, [*config.tasks, *config.evaluation.held_tasks])
+    gpus = 1 if config.evaluation.device == "cpu" else config.cluster.gpus_per_evaluator
+    notices = check_buildable(models, config.evaluation, [*config.tasks, *config.evaluation.held_tasks], gpus)
     note("loading tasks")
     tasks = load_tasks(config.tasks, config.task_paths, config.evaluation, config.seed)
     prepared = Prepared(config, models, spaces, tasks, [*models.notices, *notices])

@@ -95,7 +95,7 @@ def placement(prepared: Prepared, terminal: Terminal) -> list[tuple[str, str]]:
     config = prepared.config
     terminal.note("looking at the cluster")
     with ray_session(config.cluster, config.evaluation, prepared.models.specs, config.task_paths, say=terminal.line) as session:
-        return planned(prepared.models, session).lines(session.device)
+        return planned(prepared.models, session).lines(session.device, session.gpus)
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:

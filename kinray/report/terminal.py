@@ -103,7 +103,8 @@ class Terminal:
     def session(self, session: Any) -> None:
         """Take in what the workers are, and print it."""
         self._evaluators = session.evaluators
-        where = "GPU" if session.device == "cuda" else f"CPU, {plural(session.threads, 'thread')}"
+        on_gpus = "GPU" if session.gpus == 1 else f"{session.gpus} GPUs each"
+        where = on_gpus if session.device == "cuda" else f"CPU, {plural(session.threads, 'thread')}"
         workers = f"{plural(session.evaluators, 'evaluator')} ({where}), {plural(session.shards, 'shard')}"
         self._print(Text.assemble(("Workers", "bold"), "  ", workers, "\n"))
 

@@ -66,6 +66,11 @@ class Instant:
 
         return str(ray.get_runtime_context().get_node_id())
 
+    def gpus(self) -> int:
+        import ray
+
+        return len(ray.get_gpu_ids())
+
 
 def growing(cluster: Any, report: dict[str, Any]) -> None:
     """Begin with the evaluators that three nodes have room for, and let nodes join: one that can score, one that cannot."""
@@ -104,9 +109,10 @@ def growing(cluster: Any, report: dict[str, Any]) -> None:
 
 
 def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:
-    """Join a cluster with two GPUs and ask for four, with and without an autoscaler in mind."""
+    """Join a cluster with two GPUs and ask for four, with and without an autoscaler in mind, then for two at once."""
     import ray
 
+    from kinray.cluster import evaluator
     from kinray.cluster.session import ray_session
 
     ray.shutdown()
@@ -114,6 +120,11 @@ def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:
     on_gpus = EvaluationConfig(device="cuda")
     with ray_session(ClusterConfig(address=cluster.address, wait_minutes=2, evaluators=4), on_gpus) as session:
         report["more"] = [session.device, session.evaluators, session.grows]
+    several = ClusterConfig(address=cluster.address, gpus_per_evaluator=2)
+    with ray_session(several, on_gpus) as session:
+        config = parse_config({"base": "b", "founders": ["x", "y"], "tasks": ["t"], "cluster": several.model_dump()})
+        evaluators = evaluator.Evaluators([], config, session, session.nodes[-1:])
+        report["several"] = [session.evaluators, *ray.get([actor.gpus.remote() for actor in evaluators._actors])]
     report["too many"] = refusal(lambda: ray_session(ClusterConfig(address=cluster.address, evaluators=4), on_gpus).__enter__())
 
 

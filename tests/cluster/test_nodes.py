@@ -136,20 +136,32 @@ def test_more_evaluators_than_a_cluster_has_gpus_may_be_asked_of_an_autoscaler_o
     assert "evaluators is 4, but the cluster has 2 GPUs" in seen["too many"]
 
 
+@pytest.mark.slow
+def test_an_evaluator_of_several_gpus_holds_as_many_of_ray(seen: dict[str, Any]) -> None:
+    evaluators, gpus = seen["several"]
+    assert (evaluators, gpus) == (1, 2)
+
+
 @pytest.mark.parametrize("comes", [True, False])
-def test_a_gpu_is_asked_of_the_autoscaler_and_waited_for(comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
+@pytest.mark.parametrize(("gpus", "what"), [(1, "a GPU"), (4, "a node with 4 GPUs")])
+def test_gpus_are_asked_of_the_autoscaler_and_waited_for(
+    gpus: int, what: str, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray.autoscaler import sdk
 
+    from kinray.cluster import nodes
+
     asked, said, clock = [], [], iter(range(1000))
-    resources = iter([{}, {}, {"GPU": 4.0} if comes else {}])
-    monkeypatch.setattr(ray, "cluster_resources", lambda: next(resources, {"GPU": 4.0} if comes else {}))
+    head, small, large = (nodes.Node(str(has), str(has), 8, has) for has in (0, gpus - 1, gpus))
+    seen = iter([[head], [head, small], [head, small]])
+    monkeypatch.setattr(nodes, "living", lambda: next(seen, [head, small, large] if comes else [head, small]))
     monkeypatch.setattr(sdk, "request_resources", lambda *, bundles: asked.append(bundles))
     monkeypatch.setattr(session.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(session.time, "sleep", lambda _: None)
 
-    session._await_gpu(ClusterConfig(address="auto", evaluators=3, wait_minutes=0.5), said.append)
+    cluster = ClusterConfig(address="auto", evaluators=3, gpus_per_evaluator=gpus, wait_minutes=0.5)
+    session._await_gpu(cluster, said.append)
 
-    assert asked == [[{"GPU": 1}] * 3, []]
-    assert said == ["Waiting up to 0.5 minutes for a GPU to join the cluster …"]
+    assert asked == [[{"GPU": gpus}] * 3, []]
+    assert said == [f"Waiting up to 0.5 minutes for {what} to join the cluster …"]
     assert next(clock) < 5 if comes else next(clock) > 30

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinray.cluster.nodes import Node
-from kinray.cluster.placement import place
+from kinray.cluster.placement import place, room_on_gpus
 
 GB = 10**9
 
@@ -28,6 +28,15 @@ def test_fewer_evaluators_than_gpus_are_spread() -> None:
     plan = place([node("a", gpus=4), node("b", gpus=4)], 4, [], "cuda")
 
     assert sorted(names(plan.evaluators)) == ["a", "a", "b", "b"]
+
+
+def test_an_evaluator_has_all_its_gpus_on_one_node() -> None:
+    nodes = [node("a", gpus=3), node("b", gpus=8)]
+
+    plan = place(nodes, 3, [], "cuda", gpus=3)
+
+    assert room_on_gpus(nodes, 3) == 3 and sorted(names(plan.evaluators)) == ["a", "b", "b"]
+    assert plan.lines("cuda", 3)[1] == ("b", "evaluators: 2, for its 8 GPUs, 3 each; shards: none")
 
 
 def test_shards_lie_beside_evaluators_where_they_fit_and_elsewhere_where_not() -> None:

@@ -99,6 +99,14 @@ def test_more_evaluators_than_a_cluster_has_room_for_are_refused() -> None:
 
     with pytest.raises(RunError, match="evaluators is 2, but the cluster has 1 GPUs"):
         _session(ClusterConfig(address="auto", evaluators=2), EvaluationConfig(), nodes)
+    with pytest.raises(RunError, match=r"gpus_per_evaluator is 2, but no node has more than 1 GPUs\. Lower it"):
+        _session(ClusterConfig(address="auto", gpus_per_evaluator=2), EvaluationConfig(), nodes)
+    with pytest.raises(RunError, match="evaluators is 2, but the cluster has 1 times 4 GPUs on one node"):
+        _session(
+            ClusterConfig(address="auto", evaluators=2, gpus_per_evaluator=4),
+            EvaluationConfig(),
+            (*nodes, Node("c", "10.0.0.3", cpus=4, gpus=7)),
+        )
     with pytest.raises(RunError, match="evaluators is 8, but the cluster has 7 free CPUs"):
         _session(ClusterConfig(address="auto", evaluators=8), EvaluationConfig(device="cpu"), nodes)
     with pytest.raises(RunError, match=r"cluster has no GPU.*set cluster\.wait_minutes"):

@@ -112,14 +112,16 @@ def test_all_forward_passes_of_a_block_are_counted_and_no_others() -> None:
     assert passed.tokens == 12
 
 
-@pytest.mark.parametrize(("device", "held"), [("cpu", False), ("cuda", True)])
-def test_gpu_seconds_are_those_for_which_a_gpu_was_held(
-    device: str, held: bool, specs: list[ModelSpec], tasks: list[Path]
+@pytest.mark.parametrize(("device", "gpus", "held"), [("cpu", 1, 0), ("cuda", 1, 1), ("cuda", 4, 4)])
+def test_gpu_seconds_are_those_for_which_gpus_were_held(
+    device: str, gpus: int, held: int, specs: list[ModelSpec], tasks: list[Path]
 ) -> None:
-    scorer = Scorer(specs, None, configure(["demo_words"], tasks), "cpu")
+    config = configure(["demo_words"], tasks)
+    several = config.cluster.model_copy(update={"gpus_per_evaluator": gpus})
+    scorer = Scorer(specs, None, config.model_copy(update={"cluster": several}), "cpu")
     scorer._device = device
 
     result = scorer.score(specs[1].founder)
 
     assert isinstance(result, Scored)
-    assert result.gpu_seconds == (sum(result.seconds.values()) if held else 0.0)
+    assert result.gpu_seconds == held * sum(result.seconds.values())

@@ -56,7 +56,7 @@ def saved(folder: Path, model: Any) -> Path:
 
 def resident(folder: Path, dtype: str = "float32") -> ResidentModel:
     """Make a resident model for one folder, its weights not loaded yet."""
-    return ResidentModel(folder, open_models([spec(folder)]), dtype, "cpu", EvaluationConfig())
+    return ResidentModel(folder, open_models([spec(folder)]), dtype, ["cpu"], EvaluationConfig())
 
 
 def tensors(folder: Path, dtype: str = "float32") -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,7 +87,7 @@ def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
 
 def test_each_founder_replaces_the_one_before(demo: DemoFiles) -> None:
     specs = model_specs(demo)
-    model = ResidentModel(demo.base, open_models(specs), "float32", "cpu", EvaluationConfig())
+    model = ResidentModel(demo.base, open_models(specs), "float32", ["cpu"], EvaluationConfig())
 
     for founder in (*demo.founders.values(), demo.base):
         model.load(tensors(founder))
@@ -173,7 +173,7 @@ def test_old_checkpoints_without_the_prefix_of_the_body_are_read(tmp_path: Path)
     save_file(stored | mask, tmp_path / "model.safetensors", metadata={"format": "pt"})
     models = open_models([spec(tmp_path, "base")])
 
-    resident = ResidentModel(tmp_path, models, "float32", "cpu", EvaluationConfig())
+    resident = ResidentModel(tmp_path, models, "float32", ["cpu"], EvaluationConfig())
     resident.load((name, models.base.load(name)) for name in models.names)
 
     assert "h.0.attn.bias" not in models.names
