@@ -93,7 +93,10 @@ def test_forms_of_a_hyperparameter() -> None:
         ({"merge": {"methods": {"slerp": {"t": {"lowe": 0, "high": 1}}}}}, "'merge.methods.slerp.t.lowe'. Did you mean 'low'"),
         ({"founders": [{"model": "a", "revison": "x"}, "b"]}, "'founders.0.revison'. Did you mean 'revision'"),
         ({"tasks": [{"name": "a", "wieght": 2}]}, "'tasks.0.wieght'. Did you mean 'weight'"),
-        ({"cluster": {"xyz": 2}}, "'cluster.xyz'. Known: address, evaluators, gpus_per_evaluator, max_failures, parent_cache_gb, retries, shards"),
+        (
+            {"cluster": {"xyz": 2}},
+            "'cluster.xyz'. Known: address, evaluators, gpus_per_evaluator, max_failures, parent_cache_gb, retries, shards",
+        ),
     ],
 )
 def test_unknown_key_gets_a_suggestion(key: dict[str, Any], meant: str) -> None:
