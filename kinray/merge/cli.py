@@ -11,7 +11,7 @@ from time import perf_counter
 
 from kinray.checkpoints.writer import SHARD_BYTES
 from kinray.errors import ConfigError, KinrayError
-from kinray.report.command import EXIT_INTERRUPTED, bad_input, note, positive, show
+from kinray.report.command import EXIT_INTERRUPTED, bad_input, importing, note, positive, show
 from kinray.signals import interrupt_once, when_told_to_stop
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -71,12 +71,16 @@ def _merge(arguments: argparse.Namespace) -> int:
         raise ConfigError("Name the folder to write (kinray merge RECIPE.yaml OUT), or add --explain to only look.")
     if target is not None:
         _check_vacant(target, overwrite=arguments.overwrite)
-    from kinray.merge.document import read_recipe
+    with importing():
+        from kinray.merge.document import read_recipe
 
-    documents, text = read_recipe(arguments.recipe)
-    from kinray.merge.open import Shelf
-    from kinray.merge.plan import plan_merges
+        documents, text = read_recipe(arguments.recipe)
+        from rich.console import Console
 
+        from kinray.merge.open import Shelf
+        from kinray.merge.plan import plan_merges
+        from kinray.merge.write import write_output
+        from kinray.report.progress import byte_bar
     device = _device(arguments.device)
     output = plan_merges(documents, Shelf(), device=device, seed=arguments.seed)
     for notice in output.notices:
@@ -87,11 +91,6 @@ def _merge(arguments: argparse.Namespace) -> int:
         show(explain(output))
     if target is None:
         return 0
-    from rich.console import Console
-
-    from kinray.merge.write import write_output
-    from kinray.report.progress import byte_bar
-
     dtype = arguments.dtype or output.dtype
     total = sum(making.nbytes for making in output.tensors(dtype))
     with byte_bar("merging", total, Console(stderr=True)) as progress:

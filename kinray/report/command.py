@@ -1,7 +1,10 @@
 """What all commands have in common: their exit codes, the arguments that they read alike, and how they say things."""
 
 import argparse
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kinray.errors import one_line, printable
 
@@ -30,3 +33,17 @@ def note(text: str) -> None:
 def show(text: str) -> None:
     """Print lines of output; names in them cannot disturb the terminal."""
     print("\n".join(printable(line) for line in text.split("\n")))
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep the garbage collector off what imports leave for good.
+
+    It would walk through torch's objects while they come and at exit, which takes 0.4 s, and in a fork copy their memory.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
