@@ -89,8 +89,8 @@ class Entry:
 class WeightWriter:
     """Writes tensors into one or more safetensors files, in any order.
 
-    All places are fixed beforehand, so each tensor is written where it belongs as soon as it is made. ``write`` may be called
-    from several threads and forked processes, once for each tensor; then ``finish``.
+    All places are fixed beforehand, so each part of a tensor is written where it belongs as soon as it is made. ``write`` may
+    be called from several threads and forked processes, once for each part; then ``finish``.
 
     Args:
         folder: an existing folder.
@@ -120,13 +120,13 @@ class WeightWriter:
                 self.entries[name] = Entry(dtype, tuple(shape), number, at, sizes[name])
                 at += sizes[name]
 
-    def write(self, name: str, data: memoryview) -> None:
-        """Write the bytes of one tensor."""
+    def write(self, name: str, data: memoryview, at: int = 0) -> None:
+        """Write the bytes of one tensor, or of a part of it that begins at its byte ``at``."""
         entry = self.entries[name]
-        assert data.nbytes == entry.nbytes, f"tensor {name} has {data.nbytes} bytes, not {entry.nbytes}"
+        assert at + data.nbytes <= entry.nbytes, f"tensor {name} has {entry.nbytes} bytes, not {at + data.nbytes}"
         descriptor, done = self._streams[entry.file].fileno(), 0
-        while done < entry.nbytes:  # Linux writes at most 2 GiB at a time
-            done += os.pwrite(descriptor, data[done : done + _MOST_AT_ONCE], entry.begin + done)
+        while done < data.nbytes:  # Linux writes at most 2 GiB at a time
+            done += os.pwrite(descriptor, data[done : done + _MOST_AT_ONCE], entry.begin + at + done)
 
     def finish(self) -> None:
         """Bring everything to the disk and write the index."""

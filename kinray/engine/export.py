@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -58,15 +58,16 @@ def makings(materialiser: Materialiser, recipe: Recipe, dtype: str) -> list[Maki
         def taken() -> dict[str, torch.Tensor]:
             return {source.name: source.load(name) for source in models.sources.values()}
 
-        def make() -> torch.Tensor:
+        def blocks() -> Iterator[torch.Tensor]:
             try:
                 with np.errstate(all="ignore"):  # what is not finite is found afterwards
-                    return materialiser.tensor(plan, name, DTYPES[dtype])
+                    for block in materialiser.blocks(plan, name):
+                        yield block.to(DTYPES[dtype])
             except ArithmeticError:
                 _blame_models(name, taken())
                 raise
 
-        return Making(name, CODES[dtype], models.base.tensors[name].shape, make, taken, buffers)
+        return Making(name, CODES[dtype], models.base.tensors[name].shape, blocks, taken, buffers)
 
     return [making(name) for name in models.names]
 
@@ -105,10 +106,17 @@ def write_model(
     sums: dict[str, int] = {}
 
     def work(tensor: Making) -> tuple[str, int]:
-        data = data_of(tensor.make())
-        _check_finite(tensor, data)
-        writer.write(tensor.name, data)
-        return tensor.name, zlib.crc32(data) if checksums else 0
+        at = bad = checksum = 0
+        for block in tensor.blocks():
+            data = data_of(block)
+            bad += count_not_finite(np.frombuffer(data, np.uint8), tensor.dtype)
+            writer.write(tensor.name, data, at)
+            checksum = zlib.crc32(data, checksum) if checksums else 0
+            at += data.nbytes
+        assert at == tensor.nbytes, f"tensor {tensor.name} has {at} bytes, not {tensor.nbytes}"
+        if bad:
+            _refuse(tensor, bad)
+        return tensor.name, checksum
 
     def done(result: tuple[str, int]) -> None:
         name, sums[name] = result
@@ -154,15 +162,13 @@ def _blame_models(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         raise RunError(str(error)) from error
 
 
-def _check_finite(tensor: Making, data: memoryview) -> None:
-    array, step = np.frombuffer(data, np.uint8), 1 << 20
-    bad = sum(count_not_finite(array[start : start + step], tensor.dtype) for start in range(0, len(array), step))
-    if bad:
-        _blame_models(tensor.name, tensor.taken())
-        raise RunError(
-            f"Tensor '{tensor.name}' of the merge holds NaN or infinity in {bad} of {prod(tensor.shape)} places as "
-            f"{tensor.dtype}. Change the parameters of the merge, or choose a dtype with a larger range."
-        )
+def _refuse(tensor: Making, bad: int) -> None:
+    """Raise RunError for a tensor that holds NaN or infinity, blaming the model that does if there is one."""
+    _blame_models(tensor.name, tensor.taken())
+    raise RunError(
+        f"Tensor '{tensor.name}' of the merge holds NaN or infinity in {bad} of {prod(tensor.shape)} places as "
+        f"{tensor.dtype}. Change the parameters of the merge, or choose a dtype with a larger range."
+    )
 
 
 def verify(folder: Path, tensors: Sequence[Making], written: Written) -> None:

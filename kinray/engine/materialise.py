@@ -151,6 +151,19 @@ class Materialiser:
             dtype: of the result.
             keep: told of the tensors of some ancestors, by their digest.
         """
+        if isinstance(plan.nodes[-1], Founder):
+            return self._load(plan.nodes[-1].digest, name).to(dtype)
+        out = torch.empty(self.models.base.tensors[name].shape, dtype=dtype, device=self.device)
+        return write_blocks(out, self.blocks(plan, name, keep))
+
+    def blocks(self, plan: Plan, name: str, keep: Mapping[str, Put] = MappingProxyType({})) -> Iterator[torch.Tensor]:
+        """Compute one tensor of a merge, and yield its elements in flat order, float32; a block holds until the next.
+
+        Args:
+            plan: of the merge.
+            name: of the tensor.
+            keep: told of the tensors of some ancestors, by their digest.
+        """
         rows = {digest: row_TM[self._place[name]] for digest, row_TM in plan.rows.items()}
         if len(rows) < len(plan.linear):
             gram_MM = tensor_statistics([self._load(digest, name) for digest in self.models.digests])[2]
@@ -159,18 +172,20 @@ class Materialiser:
             }
         uses = Counter(parent.digest for node in plan.applied for parent in node.parents)
         made: dict[str, torch.Tensor] = {}
-        for node in plan.nodes:
+        *ancestors, root = plan.nodes
+        for node in ancestors:
             if node.digest in plan.kept:
                 made[node.digest] = self._from_cache(node, name)
                 continue
-            made[node.digest] = self._compute(node, rows, name, made, dtype if node is plan.nodes[-1] else None)
+            made[node.digest] = self._whole(node, rows, name, made)
             if node.digest in keep:
                 keep[node.digest](name, made[node.digest])
             for parent in node.parents if isinstance(node, Merge) and node.digest not in rows else ():
                 uses[parent.digest] -= 1
                 if not uses[parent.digest]:
                     made.pop(parent.digest, None)
-        return made[plan.nodes[-1].digest]
+        assert isinstance(root, Merge), root
+        return self._blocks(root, rows, name, made)
 
     def products(self, recipe: Recipe, names: Sequence[str]) -> Products:
         """Measure a child's products with the base and the founders over the named tensors.
@@ -238,35 +253,32 @@ class Materialiser:
 
     # -- one tensor
 
-    def _compute(
-        self,
-        node: Recipe,
-        rows: Mapping[str, Float64],
-        name: str,
-        made: Mapping[str, torch.Tensor],
-        dtype: torch.dtype | None,
-    ) -> torch.Tensor:
-        """Compute a model's tensor; what another is made of, so without a ``dtype``, stays as it is stored or unrounded."""
+    def _whole(self, node: Recipe, rows: Mapping[str, Float64], name: str, made: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute a tensor that another is made of: as it is stored, or unrounded."""
         if isinstance(node, Founder):
-            weights = self._load(node.digest, name)
-            return weights if dtype is None else weights.to(dtype)
+            return self._load(node.digest, name)
+        out = torch.empty(self.models.base.tensors[name].shape, dtype=torch.float32, device=self.device)
+        return write_blocks(out, self._blocks(node, rows, name, made))
+
+    def _blocks(
+        self, node: Merge, rows: Mapping[str, Float64], name: str, made: Mapping[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
         base = self._load(self.models.digests[0], name)
-        out = torch.empty(base.shape, dtype=dtype or torch.float32, device=self.device)
         if node.digest in rows:
-            return self._weighted_sum(rows[node.digest], base, name, out)
+            return self._weighted_sum(rows[node.digest], base, name)
         method = method_named(node.method)
         parents = [made[parent.digest] for parent in node.parents]
         against = base if method.against_base(node.base is not None) else None
         masks = HashedMasks(node.seed or node.digest, name)
-        return method.merge(against, parents, method.at(node.params, name, self._depths[name]), masks, out)
+        return method.child(against, parents, method.at(node.params, name, self._depths[name]), masks)
 
-    def _weighted_sum(self, row_M: Float64, base: torch.Tensor, name: str, out: torch.Tensor) -> torch.Tensor:
+    def _weighted_sum(self, row_M: Float64, base: torch.Tensor, name: str) -> Iterator[torch.Tensor]:
         """Compute θ0 + Σ rᵢ·[θ0, δ1 … δN]ᵢ."""
         used = [number for number in range(1, len(row_M)) if row_M[number]]
         founders = [self._load(self.models.digests[number], name) for number in used]
         operands = Operands(base, founders or [base])
         weights = [float(row_M[number]) for number in used] or [0.0]
-        return write_blocks(out, weighted_sum(operands, 1.0 + float(row_M[0]), weights))
+        return weighted_sum(operands, 1.0 + float(row_M[0]), weights)
 
 
 def _turns(models: Iterable[Recipe]) -> bool:

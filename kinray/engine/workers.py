@@ -4,16 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, TypeVar
 
 import torch
 
 from kinray.checkpoints.header import DTYPE_BYTES
+from kinray.core.methods import write_blocks
 from kinray.errors import RunError
 
 T = TypeVar("T")
@@ -29,17 +31,24 @@ class Making:
         name: in the output.
         dtype: as safetensors writes it, such as ``BF16``.
         shape: sizes.
-        make: returns its contents; called in a thread or process of its own.
+        blocks: yields its elements in flat order and its dtype; a block holds until the next. Called in a thread or process of
+            its own.
         taken: returns the models' tensors that it is made of by the models' names, to find out which is to blame for a NaN.
-        buffers: float32 copies of it that making takes at most, the result apart.
+        buffers: float32 copies of it that making takes at most.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    make: Callable[[], torch.Tensor]
+    blocks: Callable[[], Iterator[torch.Tensor]]
     taken: Callable[[], dict[str, torch.Tensor]]
     buffers: int = 0
+
+    def whole(self) -> torch.Tensor:
+        """Make all of it at once, on the device that its blocks are on."""
+        blocks = self.blocks()
+        first = next(blocks, torch.empty(0))  # a merge of empty tensors has no block
+        return write_blocks(torch.empty(self.shape, dtype=first.dtype, device=first.device), chain([first], blocks))
 
     @property
     def nbytes(self) -> int:
@@ -48,8 +57,8 @@ class Making:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes while it is made."""
-        return prod(self.shape) * _FLOAT32 * self.buffers + self.nbytes
+        """Bytes that it takes while it is made, a block apart."""
+        return prod(self.shape) * _FLOAT32 * self.buffers
 
 
 def memory_for(tensors: Sequence[Making], parents: int) -> int:

@@ -1,7 +1,7 @@
 """A model that can be made: its tensors, each with the recipe that makes it, and what else its folder holds."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,9 @@ from kinray.engine.workers import Making
 
 if TYPE_CHECKING:
     import torch
+
+_COPIED = 1 << 20
+"""Elements of a block of a tensor that is copied."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,11 @@ def _copying(name: str, source: WeightSource, dtype: str) -> Making:
     def taken() -> "dict[str, torch.Tensor]":
         return {source.name: source.load(name)}
 
-    if not info.floating:
-        return Making(name, info.dtype, info.shape, lambda: source.load(name), taken)
-    return Making(name, CODES[dtype], info.shape, lambda: source.load(name).to(DTYPES[dtype]), taken)
+    def blocks() -> "Iterator[torch.Tensor]":
+        for block in torch.split(source.load(name).reshape(-1), _COPIED):
+            yield block.to(DTYPES[dtype]) if info.floating else block
+
+    return Making(name, CODES[dtype] if info.floating else info.dtype, info.shape, blocks, taken)
 
 
 @dataclass
@@ -152,6 +157,6 @@ class MergedModel:
         """Make a tensor, in float32; asked for the same again, a thread gets it without making it anew."""
         if self._last.__dict__.get("name") != name:
             self._last.__dict__.clear()
-            self._last.__dict__.update(tensor=self._made[name].make(), name=name)
+            self._last.__dict__.update(tensor=self._made[name].whole(), name=name)
         tensor: torch.Tensor = self._last.tensor
         return tensor

@@ -214,12 +214,7 @@ class Method:
         return (one,) * parents if parameter.per_model else one
 
     def merge(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        params: Params,
-        masks: MaskSource,
-        out: torch.Tensor | None = None,
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
     ) -> torch.Tensor:
         """Merge one tensor, in float32 whatever the models are stored in.
 
@@ -228,20 +223,19 @@ class Method:
             parents: tensors of its shape, of any floating dtypes.
             params: plain hyperparameters, resolved or not.
             masks: random numbers for this child and tensor.
-            out: contiguous tensor to write the child into, cast once if need be; by default a new one in float32.
 
         Returns:
-            ``out``.
+            float32.
         """
-        resolved = self.resolve(params, len(parents))
-        against = base if self.against_base(base is not None) else None
-        if out is None:
-            out = torch.empty(parents[0].shape, dtype=torch.float32, device=parents[0].device)
-        return write_blocks(out, self._blocks(against, parents, resolved, masks))
+        out = torch.empty(parents[0].shape, dtype=torch.float32, device=parents[0].device)
+        return write_blocks(out, self.child(base, parents, params, masks))
 
-    def _blocks(
+    def child(
         self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], params: Params, masks: MaskSource
     ) -> Iterator[torch.Tensor]:
+        """Merge one tensor as ``merge`` does, and yield its elements in flat order, float32; a block holds until the next."""
+        params = self.resolve(params, len(parents))
+        base = base if self.against_base(base is not None) else None
         operands = Operands(base, parents)
         if not self.is_linear(params):
             assert self.blocks is not None
