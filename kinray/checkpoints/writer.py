@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -90,7 +91,8 @@ class WeightWriter:
     """Writes tensors into one or more safetensors files, in any order.
 
     All places are fixed beforehand, so each part of a tensor is written where it belongs as soon as it is made. ``write`` may
-    be called from several threads and forked processes, once for each part; then ``finish``.
+    be called from several threads and forked processes, once for each part; then ``finish``. ``flush`` in between, in one of
+    them, lets the disk work meanwhile.
 
     Args:
         folder: an existing folder.
@@ -110,6 +112,8 @@ class WeightWriter:
         self._files = [folder / _file_name(number, len(self._shards)) for number in range(len(self._shards))]
         self.entries: dict[str, Entry] = {}
         self._streams: list[BinaryIO] = []
+        self._flusher, self._flushing = ThreadPoolExecutor(1), Future[None]()
+        self._flushing.set_result(None)
         for number, (file, names) in enumerate(zip(self._files, self._shards, strict=True)):
             stream = file.open("wb")
             self._streams.append(stream)
@@ -128,10 +132,20 @@ class WeightWriter:
         while done < data.nbytes:  # Linux writes at most 2 GiB at a time
             done += os.pwrite(descriptor, data[done : done + _MOST_AT_ONCE], entry.begin + at + done)
 
-    def finish(self) -> None:
-        """Bring everything to the disk and write the index."""
+    def flush(self) -> None:
+        """Begin to bring to the disk what was written, unless that is under way; OSError where it failed before."""
+        if self._flushing.done():
+            self._flushing.result()
+            self._flushing = self._flusher.submit(self._sync)
+
+    def _sync(self) -> None:
         for stream in self._streams:
             os.fsync(stream.fileno())
+
+    def finish(self) -> None:
+        """Bring everything to the disk and write the index."""
+        self._flushing.result()
+        self._sync()
         self.close()
         if len(self._files) > 1:
             weight_map = {name: self._files[entry.file].name for name, entry in self.entries.items()}
@@ -140,6 +154,7 @@ class WeightWriter:
 
     def close(self) -> None:
         """Close the files."""
+        self._flusher.shutdown()
         for stream in self._streams:
             stream.close()
 

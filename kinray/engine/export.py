@@ -121,6 +121,7 @@ def write_model(
     def done(result: tuple[str, int]) -> None:
         name, sums[name] = result
         progress(writer.entries[name].nbytes)
+        writer.flush()
 
     try:
         with needing_room(folder.parent, writer.nbytes):

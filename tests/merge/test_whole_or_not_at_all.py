@@ -98,6 +98,15 @@ def test_other_error_of_the_disk_is_told_as_it_is(
     assert_refused(kitchen, before, capsys, "Input/output error")
 
 
+def test_error_of_the_disk_that_the_system_tells_only_once_counts(
+    kitchen: Kitchen, before: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = [OSError(errno.EIO, "Input/output error")]
+    monkeypatch.setattr(writer.os, "fsync", lambda _: fail(errors.pop())() if errors else None)
+
+    assert_refused(kitchen, before, capsys, "Input/output error")
+
+
 def test_interrupt_leaves_nothing(
     kitchen: Kitchen, before: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
