@@ -184,7 +184,7 @@ def _stock(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
 def _items(name: str, folder: Path, limit: int) -> Sequence[int]:
     """Return the items that kinray draws."""
     from kinray.config import EvaluationConfig, TaskSpec
-    from kinray.evaluation.tasks import load_tasks
+    from kinray.evaluation.task_loading import load_tasks
 
     spec = TaskSpec(name=name, limit=limit)
     return load_tasks([spec], [str(folder)], EvaluationConfig(holdout=0), 0).leaves[0].items["search"]

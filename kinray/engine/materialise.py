@@ -157,10 +157,12 @@ class Materialiser:
         return write_blocks(out, self.blocks(plan, name, keep))
 
     def blocks(self, plan: Plan, name: str, keep: Mapping[str, Put] = MappingProxyType({})) -> Iterator[torch.Tensor]:
-        """Compute one tensor of a merge, and yield its elements in flat order, float32; a block holds until the next.
+        """Compute one tensor of a model, and yield its elements in flat order; a block holds until the next.
+
+        They are float32, or as they are stored where the model is a founder.
 
         Args:
-            plan: of the merge.
+            plan: of the model.
             name: of the tensor.
             keep: told of the tensors of some ancestors, by their digest.
         """
@@ -184,7 +186,8 @@ class Materialiser:
                 uses[parent.digest] -= 1
                 if not uses[parent.digest]:
                     made.pop(parent.digest, None)
-        assert isinstance(root, Merge), root
+        if isinstance(root, Founder):
+            return iter([self._load(root.digest, name).reshape(-1)])
         return self._blocks(root, rows, name, made)
 
     def products(self, recipe: Recipe, names: Sequence[str]) -> Products:

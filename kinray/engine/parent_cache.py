@@ -5,8 +5,7 @@ a child enters its own children unrounded. Everything in it can be rebuilt: when
 
 DIGEST.safetensors   a child, complete
 .DIGEST.tmp          a child that is being written; its writer has it locked, and whoever finds one that is not removes it
-.lock                held while files appear and vanish
-.users               held, shared, by all processes of the run; a folder that nobody holds is of a session that ended
+.lock, .users        see ``kinray.engine.private_folder``
 """
 
 import fcntl
@@ -15,7 +14,6 @@ import mmap
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kinray.checkpoints.header import DTYPE_BYTES, TensorInfo, read_header
 from kinray.checkpoints.writer import data_of, header_bytes
+from kinray.engine.private_folder import claimed, locked, make_private, sweep
 from kinray.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class ParentCache:
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget = folder, budget
-        self._usable = budget > 0 and _make_private(folder)
+        self._usable = budget > 0 and make_private(folder)
         self._mapped: dict[str, _Mapped] = {}
         self._claim: IO[bytes] | None = None
 
@@ -75,11 +74,11 @@ class ParentCache:
         root = Path(tempfile.gettempdir()) / f"kinray-{os.geteuid()}"
         folder = root / run
         with suppress(OSError):
-            if gigabytes != 0 and _make_private(root):
-                with _locked(root):
-                    _sweep(root)
-                    _make_private(folder)
-                    claim = _claimed(folder, fcntl.LOCK_SH)
+            if gigabytes != 0 and make_private(root):
+                with locked(root):
+                    sweep(root)
+                    make_private(folder)
+                    claim = claimed(folder, fcntl.LOCK_SH)
                 cache = cls(folder, _bytes_for(gigabytes, folder))
                 cache._claim = claim
                 return cache
@@ -112,7 +111,7 @@ class ParentCache:
         try:
             yield draft.put
             if draft.whole:
-                with suppress(OSError), _locked(self.folder):
+                with suppress(OSError), locked(self.folder):
                     draft.publish(self._path(digest))
         finally:
             draft.close()
@@ -158,7 +157,7 @@ class ParentCache:
         if not self._usable or size > self.budget:
             return None
         self._let_go()
-        with suppress(OSError), _locked(self.folder):
+        with suppress(OSError), locked(self.folder):
             _remove_abandoned(self.folder)
             if not draft.exists() and not (path.exists() and self._map(digest)) and self._make_room(size):
                 return _Draft(draft, header, shapes, size)
@@ -298,46 +297,6 @@ def _touched(path: Path) -> int | None:
         return path.stat().st_ino
     except OSError:
         return None
-
-
-# -- the folder
-
-
-def _make_private(folder: Path) -> bool:
-    """Make a folder for this user alone, and tell whether it is such: in a temporary folder another may have been first."""
-    try:
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        about = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _claimed(folder: Path, how: int) -> IO[bytes] | None:
-    """Lock a run's folder, shared as one of its users or for oneself; None when others do not let."""
-    stream = (folder / ".users").open("ab")
-    try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
-        return None
-    return stream
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders that no process uses."""
-    for folder in [path for path in root.iterdir() if path.is_dir()]:
-        if (claim := _claimed(folder, fcntl.LOCK_EX)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            claim.close()
 
 
 def _remove_abandoned(folder: Path) -> None:

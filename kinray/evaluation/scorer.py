@@ -20,7 +20,8 @@ from kinray.evaluation.backend import Answers, Ask, Requests, open_backend
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.score_cache import ScoreCache
 from kinray.evaluation.score_key import Scope, scope_of
-from kinray.evaluation.tasks import Item, Leaf, Split, load_tasks
+from kinray.evaluation.task_loading import load_tasks
+from kinray.evaluation.tasks import Item, Leaf, Split
 
 
 @dataclass

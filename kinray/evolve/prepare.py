@@ -17,7 +17,8 @@ from kinray.errors import CheckpointError, ConfigError
 from kinray.evaluation.backend import check_backend
 from kinray.evaluation.resident import check_buildable
 from kinray.evaluation.score_cache import check_score_cache
-from kinray.evaluation.tasks import TaskSet, load_tasks
+from kinray.evaluation.task_loading import load_tasks
+from kinray.evaluation.tasks import TaskSet
 from kinray.records.claim import check_vacant
 from kinray.search.space import MethodSpace, search_space
 

@@ -116,6 +116,8 @@ def _copying(name: str, source: WeightSource, dtype: str) -> Making:
         return {source.name: source.load(name)}
 
     def blocks() -> "Iterator[torch.Tensor]":
+        import torch
+
         for block in torch.split(source.load(name).reshape(-1), _COPIED):
             yield block.to(DTYPES[dtype]) if info.floating else block
 

@@ -10,7 +10,8 @@ import yaml
 from kinray.checkpoints.models import ModelSpec
 from kinray.config import Config, EvaluationConfig, TaskSpec, parse_config
 from kinray.demo import DemoFiles
-from kinray.evaluation.tasks import TaskSet, load_tasks
+from kinray.evaluation.task_loading import load_tasks
+from kinray.evaluation.tasks import TaskSet
 from tests.helpers import spec
 
 CHOICES = {

@@ -131,9 +131,9 @@ def test_deep_chain_makes_each_tensor_of_each_step_a_few_times_only(kitchen: Kit
     calls: list[str] = []
     from kinray.engine.materialise import Materialiser
 
-    make = Materialiser.tensor
+    make = Materialiser.blocks
     monkeypatch.setattr(
-        Materialiser, "tensor", lambda self, plan, name, *rest: calls.append(name) or make(self, plan, name, *rest)
+        Materialiser, "blocks", lambda self, plan, name, *rest: calls.append(name) or make(self, plan, name, *rest)
     )
 
     kitchen.merge("---\n".join(steps), "--threads", "1")

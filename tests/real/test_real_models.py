@@ -101,7 +101,7 @@ def test_a_child_scores_as_its_export_does_in_stock_lm_eval(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from kinray.evaluation.tasks import load_tasks
+    from kinray.evaluation.task_loading import load_tasks
     from kinray.evolve.export import export_model
     from kinray.evolve.prepare import Prepared
 
