@@ -22,7 +22,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=2, metavar="N", help="how often tests/faults kills a driver at a random moment"
+        "--kills", type=int, default=1, metavar="N", help="how often tests/faults kills a driver at a random moment"
     )
 
 

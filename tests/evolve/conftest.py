@@ -105,11 +105,11 @@ class Running:
     process: "subprocess.Popen[bytes]"
     output: Path
 
-    def until(self, happened: Callable[[], bool], timeout: float = 300) -> None:
-        """Wait until something has happened, or it ended."""
+    def until(self, happened: Callable[[], bool], timeout: float = 300, every: float = 0.1) -> None:
+        """Wait until something has happened, looking ``every`` so many seconds, or it ended."""
         deadline = time.monotonic() + timeout
         while not happened() and self.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(every)
 
     def end(self, timeout: float = 300) -> tuple[int, str]:
         """Wait for its end and return exit code and output."""

@@ -39,11 +39,11 @@ def test_run_that_loses_evaluators_and_shards_in_the_middle_of_their_work_is_the
             killed.append(shard)
             return True
 
-        running.until(kill_a_shard)  # as soon as it is there: the Gram pass waits for it
+        running.until(kill_a_shard, every=0.02)  # as soon as it is there: the Gram pass waits for it
         running.until(lambda: "kinship" in running.output.read_text(), timeout=3)
         os.kill(killed[0], signal.SIGKILL)
         running.until(lambda: len(Table(run).rows) >= 3)
-        running.until(kill_a_shard)  # products of the first children that are no weighted sums wait for it
+        running.until(kill_a_shard, every=0.02)  # products of the first children that are no weighted sums wait for it
         running.until(lambda: len(Table(run).rows) >= 9, timeout=60)
         os.kill(killed[1], signal.SIGKILL)
         code, output = running.end()
