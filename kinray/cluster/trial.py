@@ -52,11 +52,12 @@ class ChildTrial(tune.Trainable):
         Before each try it must have been reached. When a node is lost, calls are refused until Ray has noticed it and started
         the evaluator elsewhere; Ray's own retries are spent by then, and the child would be blamed.
         """
-        for attempt in range(self._retries + 1):
+        retries = self._retries
+        while True:
             ray.get(evaluator.__ray_ready__.options(max_task_retries=-1).remote())
             try:
                 return ray.get(method.options(max_task_retries=0).remote(*arguments))
             except ray.exceptions.RayActorError:
-                if attempt == self._retries:
+                if not retries:
                     raise
-        raise AssertionError
+                retries -= 1
