@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 _FLOAT32 = 4
 
+_TOGETHER = 1 << 17
+"""Elements of small tensors that one worker takes at once, since handing out a tensor takes longer than making a small one."""
+
 
 @dataclass(frozen=True)
 class Making:
@@ -93,13 +96,19 @@ def work_on(
     """
     before = torch.get_num_threads()
     most = min(workers or before, max(1, len(tensors)))
-    waiting = sorted(range(len(tensors)), key=lambda number: -prod(tensors[number].shape))
-    busy: dict[Future[T], int] = {}
-    pool, call = _forks(most, tensors, work) if processes and most > 1 else _threads(most, tensors, work)
+    parts = _parts(tensors, most)
+    takes = [max(tensor.memory for tensor in part) for part in parts]
+    waiting = list(range(len(parts)))
+    busy: dict[Future[list[T]], int] = {}
+
+    def work_on_part(number: int) -> list[T]:
+        return [work(tensor) for tensor in parts[number]]
+
+    pool, call = _forks(most, work_on_part) if processes and most > 1 else _threads(most, work_on_part)
     try:
         while waiting or busy:
-            free = memory - sum(tensors[number].memory for number in busy.values())
-            fitting = next((number for number in waiting if tensors[number].memory <= free or not busy), None)
+            free = memory - sum(takes[number] for number in busy.values())
+            fitting = next((number for number in waiting if takes[number] <= free or not busy), None)
             if fitting is not None and len(busy) < most:
                 waiting.remove(fitting)
                 busy[pool.submit(call, fitting)] = fitting
@@ -107,7 +116,8 @@ def work_on(
             finished, _ = wait(busy, return_when=FIRST_COMPLETED)
             for future in finished:
                 del busy[future]
-                done(future.result())
+                for result in future.result():
+                    done(result)
     except torch.OutOfMemoryError as error:
         raise RunError("The GPU's memory is full. Work on fewer tensors at once (--threads 1), or on the CPU.") from error
     except BrokenProcessPool as error:
@@ -119,16 +129,28 @@ def work_on(
         torch.set_num_threads(before)
 
 
-def _threads(count: int, tensors: Sequence[Making], work: Callable[[Making], T]) -> tuple[Executor, Callable[[int], T]]:
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    return pool, lambda number: work(tensors[number])
+def _parts(tensors: Sequence[Making], workers: int) -> list[list[Making]]:
+    """Put small tensors together, the largest first, but leave each worker several parts."""
+    sizes = [prod(tensor.shape) for tensor in tensors]
+    limit = min(_TOGETHER, sum(sizes) // (8 * workers))
+    parts: list[list[Making]] = []
+    filled = 0
+    for number in sorted(range(len(tensors)), key=lambda number: -sizes[number]):
+        if not parts or filled + sizes[number] > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].append(tensors[number])
+        filled += sizes[number]
+    return parts
 
 
-def _forks(count: int, tensors: Sequence[Making], work: Callable[[Making], T]) -> tuple[Executor, Callable[[int], T]]:
+def _threads(count: int, work: Callable[[int], T]) -> tuple[Executor, Callable[[int], T]]:
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)), work
+
+
+def _forks(count: int, work: Callable[[int], T]) -> tuple[Executor, Callable[[int], T]]:
     """Make workers that inherit what they work on, so that only numbers and results travel."""
-    pool = ProcessPoolExecutor(
-        count, multiprocessing.get_context("fork"), initializer=_begin, initargs=(lambda number: work(tensors[number]),)
-    )
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_begin, initargs=(work,))
     return pool, _in_fork
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_small_ones_are_made_beside_a_large_one() -> None:
     work_on(tensors, work, memory=4 * 100, workers=3)
 
     assert beside == {"small"}
+
+
+def test_small_ones_are_handed_out_together_and_all_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, handed_out = ThreadPoolExecutor.submit, list[int]()
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda pool, do, part: handed_out.append(part) or submit(pool, do, part))
+    tensors = [making(str(number), (1 + number % 3,)) for number in range(3000)] + [making("large", (10**6,))]
+    made: list[str] = []
+
+    work_on(tensors, lambda one: one.name, 10**9, 2, made.append)
+
+    assert sorted(made) == sorted(one.name for one in tensors)
+    assert len(handed_out) == 2
 
 
 def test_memory_is_counted_in_copies_of_the_largest_tensor() -> None:
