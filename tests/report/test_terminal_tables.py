@@ -40,7 +40,7 @@ def test_facts_line_up_and_wrap_below_themselves() -> None:
 def test_workers_are_counted_in_english(device: str, count: int, line: str) -> None:
     screen = Screen()
 
-    screen.terminal.session(SimpleNamespace(device=device, evaluators=count, shards=count, threads=count))
+    screen.terminal.session(SimpleNamespace(device=device, evaluators=count, shards=count, threads=count, gpus=1))
 
     assert screen.lines[0] == line
 
