@@ -6,6 +6,7 @@ reference that reads, computes and writes whole tensors in float32, for the meth
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,14 +80,15 @@ def main() -> None:
 def _table(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> None:
     weights = [str(path / "model.safetensors") for path in paths]
     size = os.path.getsize(weights[0])
-    libraries = [sys.executable, "-c", "import torch, numpy"]
+    libraries = [sys.executable, "-c", "import gc; gc.disable(); import torch, numpy; gc.freeze()"]  # as kinray does it
     torch_s, torch_mb = min(_run(libraries)[0] for _ in range(3)), _run(libraries, watched=True)[1]
     start_s, _ = min(_run([sys.executable, "-m", "kinray.merge", "--help"]) for _ in range(3))
     largest, load = 4 * 49152 * 1024, os.getloadavg()[0]
     print(f"2 models and a base of 0.35 B parameters, bfloat16, {len(os.sched_getaffinity(0))} cores, load {load:.1f}")
     print(f"import torch {torch_s:.2f} s, {torch_mb:.0f} MB; kinray merge --help {start_s:.2f} s")
     other = "mergekit" if arguments.mergekit else "plain"
-    print(f"{'method':<16}{'seconds':>8}{'floor':>7}{'of floor':>9}{'anonymous MB':>13}{'of bound':>9}{other:>10}{'times':>7}")
+    times = f"{'seconds':>8}{'no torch':>9}{'floor':>7}{'of floor':>9}"
+    print(f"{'method':<16}{times}{'anonymous MB':>13}{'of bound':>9}{other:>10}{'times':>7}")
     for method in arguments.methods:
         recipe = folder / f"{method}.yaml"
         text = RECIPES[method].replace("BASE", str(paths[2])).replace("model: A", f"model: {paths[0]}")
@@ -98,23 +100,23 @@ def _table(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> No
         for _ in range(arguments.repeats):
             floors.append(_run([sys.executable, "-c", FLOOR, *inputs, str(folder / "copy")])[0])
             command = [sys.executable, "-m", "kinray.merge", str(recipe), str(folder / "out"), "--overwrite"]
+            shutil.rmtree(folder / "out", ignore_errors=True)
             runs.append(_run(command)[0])
         seconds, memory = min(runs), _run(command, watched=True)[1]
         rest = _other(arguments.mergekit, method, recipe, paths, folder)
         share = f"{100 * min(floors) / seconds:.0f} %"
+        taken = f"{seconds:8.2f}{seconds - torch_s:9.2f}{min(floors):7.2f}{share:>9}"
         bound = f"{100 * (memory - torch_mb) * 1e6 / (5 * largest):.0f} %"
         times = f"{rest:10.1f}{rest / seconds:7.1f}" if rest else f"{'':>17}"
         goal = f"  goal {FASTER[method]}" if arguments.mergekit and method in FASTER else ""
-        print(
-            f"{method:<16}{seconds:8.2f}{min(floors):7.2f}{share:>9}{memory - torch_mb:13.0f}{bound:>9}{times}{goal}",
-            flush=True,
-        )
+        print(f"{method:<16}{taken}{memory - torch_mb:13.0f}{bound:>9}{times}{goal}", flush=True)
     print(f"{size / 1e9:.2f} GB a model; load {os.getloadavg()[0]:.1f} at the end")
 
 
 def _other(mergekit: Path | None, method: str, recipe: Path, paths: list[Path], folder: Path) -> float:
     """Time mergekit, else the plain reference for the methods that it knows; 0 for others."""
     if mergekit is not None:
+        shutil.rmtree(folder / "theirs", ignore_errors=True)
         return _run([str(mergekit), str(recipe), str(folder / "theirs"), "--no-copy-tokenizer", "--quiet"], check=False)[0]
     if method not in ("linear", "task_arithmetic"):
         return 0.0
