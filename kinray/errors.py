@@ -12,6 +12,8 @@ from difflib import get_close_matches
 _LONGEST, _LONGEST_WORD = 2000, 512
 """Characters of a message, and of a word or path in it."""
 _ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+_PASSWORD = re.compile(r"(?<=://)[^\s/@]{0,300}:\S{0,300}@")
+_KEY = re.compile(r"([?&][\w-]{0,40}(?:key|secret|token|password|signature)[\w-]{0,40}=)[^\s&'\"]+", re.IGNORECASE)
 
 
 class KinrayError(Exception):
@@ -23,9 +25,14 @@ class KinrayError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Make one printable line of a message; the middle of endless names, and of an endless message, is left out."""
-    text = _ENDLESS.sub(lambda word: _cut(word[0], _LONGEST_WORD // 4), printable(text))
+    """Make one printable line of a message; passwords in URIs and the middle of what is endless are left out."""
+    text = _ENDLESS.sub(lambda word: _cut(word[0], _LONGEST_WORD // 4), printable(without_secrets(text)))
     return text if len(text) <= _LONGEST else _cut(text, _LONGEST // 2)
+
+
+def without_secrets(text: str) -> str:
+    """Leave out of the URIs in a text user and password, and what is named as a key, secret, token, password or signature."""
+    return _KEY.sub(r"\1…", _PASSWORD.sub("…@", text))
 
 
 def _cut(text: str, end: int) -> str:

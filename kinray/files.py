@@ -1,10 +1,18 @@
-"""Write files so that they are there whole or not at all, and find out where they would lie."""
+"""Write files so that they are there whole or not at all, and find out where they lie."""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return where kinray keeps what it can make again: ``$KINRAY_CACHE``, else ``~/.cache/kinray``."""
+    configured = os.environ.get("KINRAY_CACHE")
+    if configured:
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinray"
 
 
 def nearest(path: Path) -> Path:

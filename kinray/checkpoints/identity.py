@@ -20,21 +20,13 @@ from kinray.checkpoints.folder import Checkpoint, open_checkpoint
 from kinray.checkpoints.header import TensorInfo
 from kinray.core.recipe import canonical_json
 from kinray.errors import CheckpointError
-from kinray.files import write_atomically
+from kinray.files import cache_folder, write_atomically
 
 _EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
 """Of each floating dtype: the integers to see it as, and the bits that NaN and infinity have all set (IEEE 754)."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
-
-
-def cache_folder() -> Path:
-    """Return where kinray keeps what it can make again: ``$KINRAY_CACHE``, else ``~/.cache/kinray``."""
-    configured = os.environ.get("KINRAY_CACHE")
-    if configured:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinray"
 
 
 def digest(checkpoint: Checkpoint, progress: Progress = lambda _: None) -> str:

@@ -18,6 +18,7 @@ from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
 from kinray.evaluation.tasks import Split
+from kinray.records.store import is_uri
 
 _CLOSING = 10.0
 """Seconds that evaluators have to clean up."""
@@ -35,7 +36,8 @@ CacheOfRun = tuple[str, float | str]
 
 def cache_of(config: Config) -> CacheOfRun:
     """Say which cache of parents the nodes keep for a run; asked where its output folder is a path."""
-    return hashlib.sha256(os.path.abspath(config.output).encode()).hexdigest()[:16], config.cluster.parent_cache_gb
+    place = config.output if is_uri(config.output) else os.path.abspath(config.output)
+    return hashlib.sha256(place.encode()).hexdigest()[:16], config.cluster.parent_cache_gb
 
 
 class Evaluator:

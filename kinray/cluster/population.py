@@ -13,6 +13,7 @@ from kinray.cluster.trial import ChildTrial
 from kinray.config import Config
 from kinray.core.statistics import Statistics
 from kinray.errors import RunError
+from kinray.records.store import name_of
 from kinray.signals import when_told_to_stop
 
 _TRIAL_CPU = 0.01
@@ -68,7 +69,7 @@ def run_population(
             storage_path=str(folder.parent.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.cluster.retries + _LOST),
-            callbacks=[_logger(name, Path(config.output).name) for name in config.loggers],
+            callbacks=[_logger(name, name_of(config.output)) for name in config.loggers],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )

@@ -121,14 +121,19 @@ def read_text(path: Path, what: str) -> str:
     """
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ConfigError(f"{path} is too large: a {what} has at most {MAX_BYTES} bytes.")
-        return data.decode("utf-8")
+            return as_text(stream.read(MAX_BYTES + 1), what, str(path))
     except OSError as error:
         raise ConfigError(f"Cannot read the {what} {path}: {error.strerror}.") from error
+
+
+def as_text(data: bytes, what: str, where: str) -> str:
+    """Decode what was read of a YAML file, or raise ConfigError when there are more than ``MAX_BYTES`` or they are no text."""
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{where} is too large: a {what} has at most {MAX_BYTES} bytes.")
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}).") from error
+        raise ConfigError(f"{where} is not text in UTF-8 (byte {error.start}).") from error
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:

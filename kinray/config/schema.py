@@ -315,7 +315,7 @@ class Config(Section):
     loggers: list[Literal["mlflow", "wandb"]] = Field(default=[])
     """Where else every child's scores are logged, through Ray Tune; their own environment variables configure them."""
     output: str = "runs/search"
-    """The run folder."""
+    """The run folder: a path, or the URI of a folder in a store, such as s3://bucket/runs/first."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Everything random in a run follows from it."""
 

@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
         "the built-in demo, which makes its own tiny models.",
     )
     result.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="what to search (default: the demo)")
-    result.add_argument("--output", metavar="DIR", help="the run folder, instead of the configuration's")
-    result.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    result.add_argument("--output", metavar="DIR", help="the run folder (a path or a URI), instead of the configuration's")
+    result.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
     result.add_argument("--dry-run", action="store_true", help="check everything, print the first generation and the cost")
     result.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as search.k=4 (repeatable)"

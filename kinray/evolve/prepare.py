@@ -19,7 +19,7 @@ from kinray.evaluation.resident import check_buildable
 from kinray.evaluation.score_cache import check_score_cache
 from kinray.evaluation.task_loading import load_tasks
 from kinray.evaluation.tasks import TaskSet
-from kinray.records.claim import check_vacant
+from kinray.records.mirror import check_output, working_folder
 from kinray.search.space import MethodSpace, search_space
 
 Note = Callable[[str], None]
@@ -99,12 +99,12 @@ def prepare(config: Config, note: Note, *, fresh: bool = True) -> Prepared:
     if config.evaluation.score_cache is not None:
         check_score_cache(config.evaluation.score_cache)
     if fresh:
-        check_vacant(Path(config.output))
+        check_output(config.output)
     config = _absolute(config)
     models = _open(config, note)
     spaces = [space.fitted(models.names) for space in spaces]
     prepared = Prepared(config, models, spaces, TaskSet([]))
-    check_room(Path(config.output), prepared.export_bytes)
+    check_room(working_folder(config.output), prepared.export_bytes)
     check_backend(config.evaluation, prepared.export_bytes)
     note("checking that transformers can build the model")
     gpus = 1 if config.evaluation.device == "cpu" else config.cluster.gpus_per_evaluator

@@ -15,8 +15,10 @@ from kinray.evaluation.tasks import Split
 from kinray.evolve.export import export_model
 from kinray.evolve.prepare import Prepared, prepare
 from kinray.evolve.run import Finished, placement, run_search
-from kinray.records.claim import check_vacant
-from kinray.records.run import RunFolder, read_run_config
+from kinray.records.config_file import read_run_config
+from kinray.records.mirror import check_output
+from kinray.records.run import RunFolder
+from kinray.records.store import within
 from kinray.report.card import model_card
 from kinray.report.recipe_yaml import recipe_yaml
 from kinray.report.terminal import Terminal
@@ -27,20 +29,20 @@ _MANY_ITEMS = 1000
 
 def start(config: Config, console: Console, *, verbose: bool) -> int:
     """Begin a search in a new run folder and see it through."""
-    check_vacant(Path(config.output))
+    check_output(config.output)
     terminal = Terminal(console, verbose=verbose)
     prepared = _prepare(config, terminal, fresh=True)
     if config.cluster.address is not None:  # what other machines lack is said before anything is written
         terminal.facts("Placement", placement(prepared, terminal))
-    with closing(RunFolder.create(prepared.config, _digests(prepared))) as run:
+    with closing(RunFolder.create(prepared.config, _digests(prepared), terminal.line)) as run:
         return _see_through(prepared, run, terminal)
 
 
-def resume(folder: Path, console: Console, *, verbose: bool) -> int:
+def resume(folder: str, console: Console, *, verbose: bool) -> int:
     """Continue the search of a run folder to where it would have come unbroken."""
     config, digests = read_run_config(folder)
-    with closing(RunFolder.resume(folder)) as run:
-        terminal = Terminal(console, verbose=verbose)
+    terminal = Terminal(console, verbose=verbose)
+    with closing(RunFolder.resume(folder, terminal.line)) as run:
         prepared = _prepare(config, terminal, fresh=False, notices=run.notices)
         for name, digest in _digests(prepared).items():
             if digests.get(name) != digest:
@@ -70,7 +72,7 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
         ("Held-out items at the end", f"{prepared.tasks.count('holdout'):,} ({_per_task(prepared, 'holdout')})"),
         ("In all", _total(prepared, budget, items)),
         ("Bytes read for kinship", _bytes(prepared.models.nbytes())),
-        ("Bytes of the export", f"{_bytes(prepared.export_bytes)} in {prepared.config.output}/best"),
+        ("Bytes of the export", f"{_bytes(prepared.export_bytes)} in {within(prepared.config.output, 'best')}"),
     ]
     terminal.facts("Placement", placement(prepared, terminal))
     terminal.facts("First generation", lines)
@@ -126,8 +128,8 @@ def _advice(prepared: Prepared) -> list[str]:
 
 def _with_demo(config: Config, terminal: Terminal) -> Config:
     """Make the demo's models and put them in their places."""
-    from kinray.checkpoints.identity import cache_folder
     from kinray.demo.founders import build_demo
+    from kinray.files import cache_folder
 
     demo = build_demo(cache_folder(), terminal.progress("making the demo's models (first time only)"))
     founders = [FounderSpec(model=str(folder), name=name) for name, folder in demo.founders.items()]
@@ -148,7 +150,7 @@ def _see_through(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
 
 
 def _continue(run: RunFolder) -> str:
-    return f"What was recorded is kept. Continue with: kinray evolve --resume {run.path}"
+    return f"What was recorded is kept. Continue with: kinray evolve --resume {run.place}"
 
 
 def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -> int:
@@ -160,12 +162,13 @@ def _search_and_export(prepared: Prepared, run: RunFolder, terminal: Terminal) -
     terminal.leaderboard(finished.leaderboard)
     terminal.spent(run.rows(), run.compared())
     terminal.note("exporting the best model")
-    folder = _export(prepared, run, finished)
-    terminal.line(f"Best model: {folder}")
+    _export(prepared, run, finished)
+    terminal.note("keeping the best model")
+    terminal.line(f"Best model: {run.publish_best()}")
     return 0
 
 
-def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
+def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> None:
     board, policy = finished.leaderboard, finished.policy
     assert board is not None
     best = policy.population[board.best]
@@ -177,7 +180,6 @@ def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> Path:
     gains = {name: gain for name, gain in kept.items() if gain is not None}
     card = model_card(board, policy, gains, finished.statistics, founders, places, recipe)
     export_model(prepared, best.recipe, finished.statistics, {"README.md": card, "recipe.yaml": recipe}, run.path / "best")
-    return run.path / "best"
 
 
 def _places(prepared: Prepared) -> dict[str, str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from kinray.checkpoints.folder import EMBEDDINGS
-from kinray.checkpoints.identity import cache_folder
 from kinray.core.statistics import Statistics
 from kinray.errors import ConfigError
+from kinray.files import cache_folder
 from kinray.kinship.family import Family, open_family
 from kinray.kinship.table import Convention, Kinship, kinship_table, paper_table
 

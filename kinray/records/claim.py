@@ -39,11 +39,20 @@ def _check_vacant(path: Path) -> None:
         raise RunError(f"Cannot write the run folder {path}: {why}. Choose another with --output.")
 
 
-def claim(path: Path) -> IO[str]:
+def holder() -> str:
+    """Say who this process is."""
+    return f"process {os.getpid()} on {platform.node()}, which began {datetime.now():%Y-%m-%d %H:%M}"
+
+
+def claim(path: Path, called: str = "") -> IO[str]:
     """Claim the folder for this process; the claim ends with the process, however that ends.
 
     On a file system without locks (some parallel ones) there is no claim, and whoever starts two runs in one folder is not
     stopped.
+
+    Args:
+        path: the folder.
+        called: what a person knows it as, if not by its path.
     """
     try:
         stream = (path / ".lock").open("a+")
@@ -53,13 +62,13 @@ def claim(path: Path) -> IO[str]:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         stream.seek(0)
-        holder = stream.read().strip() or "another process"
+        other = stream.read().strip() or "another process"
         stream.close()
-        raise RunError(f"{path} is in use by {holder}. Wait for it, or choose another folder.") from error
+        raise RunError(f"{called or path} is in use by {other}. Wait for it, or choose another folder.") from error
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise RunError(f"Cannot claim the run folder {path}: {error.strerror}.") from error
     stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {platform.node()}, which began {datetime.now():%Y-%m-%d %H:%M}\n")
+    stream.write(f"{holder()}\n")
     stream.flush()
     return stream

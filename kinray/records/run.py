@@ -8,23 +8,26 @@ state.json               the search policy as it stood when its last generation 
 tune/                    what Ray Tune wrote in each session; nothing reads it back
 best/                    the exported best model
 .lock                    held by the process that has the folder open, and says which one that is
+
+Where the folder is a URI, all this happens in a folder of this machine, and what is recorded is copied to the store at once.
 """
 
 import json
 import math
-import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from kinray.config import Config, parse_config
-from kinray.config.loading import read_text, read_yaml, write_yaml
+from kinray.config import Config
 from kinray.config.schema import NAME
 from kinray.core.scores import Difference, Failed, Result, Scored, Stopped, difference, on_items_of
 from kinray.errors import RunError
 from kinray.files import write_atomically
-from kinray.records.claim import check_vacant, claim
+from kinray.records.claim import claim
+from kinray.records.config_file import config_text, read_run_config
+from kinray.records.mirror import Mirror, check_output, working_folder
+from kinray.records.store import is_uri
 from kinray.records.tables import (
     BROKEN,
     KINSHIP,
@@ -37,10 +40,6 @@ from kinray.records.tables import (
     write_table,
 )
 from kinray.search.population import Child
-from kinray.versions import installed
-
-FORMAT = 2
-"""Version of this layout; a run of another one is refused."""
 
 _ROWS = 64
 """Rows in a file of the children table, at most: recording a child writes one file anew, however large a generation is."""
@@ -48,24 +47,25 @@ _ROWS = 64
 _RECENT = 16
 """Results kept in memory: those of the parents of a generation, which each of their children is compared with."""
 
-_PACKAGES = ("kinray", "torch", "transformers", "lm-eval", "ray", "optuna", "pyarrow", "safetensors")
-
 
 class RunFolder:
     """The records of one run; one process at a time has it open.
 
-    Contract: rows and samples are on the disk when ``record`` returns; a row implies its samples. Rows of a generation
-    stand in the order of child numbers, whatever order they came in. What a crash or a power cut left half-written is
-    dropped when the folder is opened, and ``notices`` says so; whoever lost a record is scored again.
+    Contract: rows and samples are on the disk, and in the store if the run lies in one, when ``record`` returns; a row
+    implies its samples. Rows of a generation stand in the order of child numbers, whatever order they came in. What a crash
+    or a power cut left half-written is dropped when the folder is opened, and ``notices`` says so; whoever lost a record is
+    scored again.
 
     Args:
         path: the folder, which ``create`` or ``resume`` has opened.
         config: of the run.
-        lock: the claim on it.
+        claimed: the claim on it; a mirror if its records are copied to a store.
     """
 
-    def __init__(self, path: Path, config: Config, lock: IO[str]) -> None:
-        self.path, self.config, self._lock = path, config, lock
+    def __init__(self, path: Path, config: Config, claimed: IO[str] | Mirror) -> None:
+        self.path, self.config, self._claimed = path, config, claimed
+        self.place = config.output if isinstance(claimed, Mirror) else str(path)
+        """The path or URI that a person knows it by."""
         self.notices: list[str] = []
         self._schema = children_schema([task.name for task in config.tasks])
         self._put_torn_aside()
@@ -74,43 +74,68 @@ class RunFolder:
         self._recent: dict[Path, Scored | Stopped] = {}
 
     @classmethod
-    def create(cls, config: Config, digests: Mapping[str, str]) -> "RunFolder":
+    def create(cls, config: Config, digests: Mapping[str, str], note: Callable[[str], None] = lambda _: None) -> "RunFolder":
         """Start a run in a new or empty folder.
+
+        Args:
+            config: of the run; its ``output`` is a path or a URI.
+            digests: of the base and the founders by name.
+            note: told what is being waited for.
 
         Raises:
             RunError: when the folder holds something already, or cannot be written.
         """
-        path = Path(config.output)
-        check_vacant(path)
+        check_output(config.output)
+        path = working_folder(config.output)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = claim(path)
-            write_atomically(path / "config.yaml", _config_text(config, digests).encode())
+            run = cls(path, config, Mirror(config.output, note) if is_uri(config.output) else claim(path))
+            run._write("config.yaml", config_text(config, digests))
         except OSError as error:
             raise RunError(f"Cannot write the run folder {path}: {error.strerror}. Choose another with --output.") from error
-        return cls(path, config, lock)
+        return run
 
     @classmethod
-    def resume(cls, path: Path) -> "RunFolder":
+    def resume(cls, place: str | Path, note: Callable[[str], None] = lambda _: None) -> "RunFolder":
         """Open the folder of a run that was begun, without what a session that was killed left behind in it.
 
         Children whose evaluation broke are forgotten, so that they are scored again; only where the search went on without
         them, they stay as they are.
 
+        Args:
+            place: a path or a URI.
+            note: told what is being waited for.
+
         Raises:
             RunError: when it holds no run, one of another format, or one that another process has open.
         """
-        config, _ = read_run_config(path)
-        lock = claim(path)
+        config, _ = read_run_config(place)
+        path = working_folder(str(place))
+        claimed = Mirror(str(place), note) if is_uri(str(place)) else claim(path)
         for left in [*path.glob(".*.tmp"), *path.glob(".*.old"), *path.glob("*/.*.tmp")]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        run = cls(path, config, lock)
+        run = cls(path, config, claimed)
         run._forget_broken()
         return run
 
     def close(self) -> None:
         """Let other processes open the folder."""
-        self._lock.close()
+        self._claimed.close()
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text.encode())
+        self._publish(self.path / name)
+
+    def _publish(self, file: Path) -> None:
+        """Bring a file that was written to the store, if the run lies in one; until then it does not count."""
+        if isinstance(self._claimed, Mirror):
+            self._claimed.publish(file)
+
+    def publish_best(self) -> str:
+        """Bring the exported model to the store, if the run lies in one, and return where it is."""
+        if isinstance(self._claimed, Mirror):
+            return self._claimed.publish_folder("best", last="config.json")
+        return str(self.path / "best")
 
     def _put_torn_aside(self) -> None:
         """Rename tables that a power cut left unfinished, so that nothing reads them."""
@@ -154,6 +179,7 @@ class RunFolder:
         path = self.path / "children" / f"generation-{child.generation:04d}-{part:04d}.parquet"
         here = range(part * _ROWS, (part + 1) * _ROWS)
         write_table(path, [rows[number] for number in here if number in rows], self._schema)
+        self._publish(path)
 
     def known(self, child: Child) -> Result | None:
         """Return what became of a child, None if it has no row yet."""
@@ -186,6 +212,7 @@ class RunFolder:
         path = self._samples(name, split)
         self._recent.pop(path, None)
         write_samples(path, name, result)
+        self._publish(path)
 
     def kept(self, name: str, split: str = "search") -> Scored | None:
         """Return the scores of a model on a split, None if there are none or it was not asked all items."""
@@ -214,7 +241,9 @@ class RunFolder:
     def record_kinship(self, generation: int, values: Sequence[tuple[str, str, str, float]]) -> None:
         """Keep kinship values (a, b, metric, value) that a generation was mated by."""
         rows = [dict(zip(KINSHIP.names, value, strict=True)) for value in values]
-        write_table(self.path / "kinship" / f"generation-{generation:04d}.parquet", rows, KINSHIP)
+        path = self.path / "kinship" / f"generation-{generation:04d}.parquet"
+        write_table(path, rows, KINSHIP)
+        self._publish(path)
 
     def next_session(self) -> Path:
         """Name a folder for what Ray Tune writes in this session: ``tune/session-1``, then ``-2`` and so on."""
@@ -226,7 +255,7 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep the policy's state."""
-        write_atomically(self.path / "state.json", json.dumps(state).encode())
+        self._write("state.json", json.dumps(state))
 
     def load_state(self) -> dict[str, Any] | None:
         """Return the policy's state.
@@ -243,32 +272,3 @@ class RunFolder:
         if self.notices or not isinstance(outcomes, dict) or not recorded.issuperset(outcomes):
             return None
         return dict(state)
-
-
-def read_run_config(path: Path) -> tuple[Config, dict[str, str]]:
-    """Read a run's configuration and the digests of its base and founders by name.
-
-    Raises:
-        RunError: when the folder holds no run, or one of another format.
-    """
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise RunError(f"{path} holds no run (there is no {file.name} in it). Name the folder that --output named.")
-    data = read_yaml(read_text(file, "configuration"), str(file))
-    about = data.pop("run", None) if isinstance(data, dict) else None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise RunError(f"{path} is a run of format {found}, this version of kinray reads format {FORMAT}.")
-    if not isinstance(about.get("digests"), dict):
-        raise RunError(f"{file} does not say which weights the run was begun with: its 'run' has no 'digests'.")
-    return parse_config(data, str(file)).model_copy(update={"output": str(path)}), about["digests"]
-
-
-def _config_text(config: Config, digests: Mapping[str, str]) -> str:
-    about = {
-        "format": FORMAT,
-        "digests": dict(digests),
-        "versions": {"python": platform.python_version()} | {name: installed(name) or "not installed" for name in _PACKAGES},
-    }
-    plain = config.model_dump(mode="json")
-    return write_yaml(plain | {"run": about})

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from kinray.checkpoints import identity
 from kinray.checkpoints.folder import open_checkpoint
-from kinray.checkpoints.identity import cache_folder, digest, model_digest
+from kinray.checkpoints.identity import digest, model_digest
 from kinray.errors import CheckpointError
+from kinray.files import cache_folder
 from tests.helpers import make_model, random_tensors
 
 

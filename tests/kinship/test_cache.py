@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kinray.checkpoints.identity import cache_folder
 from kinray.engine import gram
+from kinray.files import cache_folder
 from kinray.kinship.family import open_family
 from kinray.kinship.measure import statistics_of
 from kinray.records.statistics_cache import SCHEMA

@@ -11,7 +11,8 @@ import yaml
 
 from kinray.errors import KinrayError, RunError
 from kinray.records.claim import check_vacant
-from kinray.records.run import RunFolder, read_run_config
+from kinray.records.config_file import read_run_config
+from kinray.records.run import RunFolder
 from tests.records.results import a_config
 
 ROOT = Path(__file__).resolve().parents[2]
