@@ -98,13 +98,10 @@ def run_python(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
-def test_importing_kinray_is_quick_and_light() -> None:
-    program = "import sys, time; t = time.perf_counter(); import kinray; s = time.perf_counter() - t; print(s, *sys.modules)"
+def test_importing_kinray_is_light() -> None:
+    modules = set(run_python("import sys, kinray; print(*sys.modules)").split())
 
-    seconds, *modules = run_python(program).split()
-
-    assert float(seconds) < 0.1
-    assert not {"torch", "ray", "transformers", "lm_eval", "numpy"} & set(modules)
+    assert not {"torch", "ray", "transformers", "lm_eval", "numpy"} & modules
 
 
 @pytest.mark.parametrize(
