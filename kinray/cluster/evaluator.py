@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinray.checkpoints.models import ModelSpec
+from kinray.cluster.asking import asked
 from kinray.cluster.nodes import Node
 from kinray.cluster.session import Session, room
 from kinray.config import Config
@@ -248,9 +249,8 @@ class Evaluators:
         retries = self._cluster.retries
         for attempt in range(retries + 1):
             try:
-                result: Scored | Failed = ray.get(
-                    self._actors[number].score.remote(to_nodes(recipe), "search", self._statistics)
-                )
+                scored = asked(self._actors[number], "score", to_nodes(recipe), "search", self._statistics)
+                result: Scored | Failed = ray.get(scored)
             except ray.exceptions.RayError as error:
                 if attempt == retries:
                     return Failed(_reason(error), broke=True)
@@ -269,7 +269,7 @@ class Evaluators:
                 number, attempt = waiting.pop(0)
                 recipe, split = jobs[number]
                 handle = free.pop()
-                busy[handle.score.remote(to_nodes(recipe), split, self._statistics)] = (number, attempt, handle)
+                busy[asked(handle, "score", to_nodes(recipe), split, self._statistics)] = (number, attempt, handle)
             (done,), _ = ray.wait(list(busy), num_returns=1)
             number, attempt, handle = busy.pop(done)
             free.append(handle)

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from kinray.cluster.asking import asked
 from kinray.core.scores import Scored
 from kinray.core.statistics import Statistics
 
@@ -29,9 +30,9 @@ class ChildTrial(tune.Trainable):
         recipe = json.loads(self.config["recipe"])
         try:
             if ends := self.config["ends"]:
-                result, done = self._answer(evaluator, evaluator.ask, recipe, ends, self._round, self._statistics)
+                result, done = self._answer(evaluator, "ask", recipe, ends, self._round, self._statistics)
             else:
-                result, done = self._answer(evaluator, evaluator.score, recipe, "search", self._statistics), True
+                result, done = self._answer(evaluator, "score", recipe, "search", self._statistics), True
         except ray.exceptions.RayActorError:
             return {"score": float("nan"), "died": True, "done": True}
         self._round += 1
@@ -46,17 +47,12 @@ class ChildTrial(tune.Trainable):
             "done": done,
         }
 
-    def _answer(self, evaluator: Any, method: Any, *arguments: Any) -> Any:
-        """Call the evaluator, and again when it dies meanwhile, as often as the configuration says.
-
-        Before each try it must have been reached. When a node is lost, calls are refused until Ray has noticed it and started
-        the evaluator elsewhere; Ray's own retries are spent by then, and the child would be blamed.
-        """
+    def _answer(self, evaluator: Any, method: str, *arguments: Any) -> Any:
+        """Call the evaluator, and again when it dies meanwhile, as often as the configuration says."""
         retries = self._retries
         while True:
-            ray.get(evaluator.__ray_ready__.options(max_task_retries=-1).remote())
             try:
-                return ray.get(method.options(max_task_retries=0).remote(*arguments))
+                return ray.get(asked(evaluator, method, *arguments))
             except ray.exceptions.RayActorError:
                 if not retries:
                     raise

@@ -17,7 +17,7 @@ from kinray.checkpoints.models import Models
 from kinray.core.algebra import Products, is_linear, linear_rows
 from kinray.core.layers import depths
 from kinray.core.masks import HashedMasks
-from kinray.core.methods import method_named, write_blocks
+from kinray.core.methods import method_named, read_blocks, write_blocks
 from kinray.core.methods.blocks import Operands, weighted_sum
 from kinray.core.recipe import Founder, Merge, Recipe, topological
 from kinray.core.statistics import Float64, Statistics
@@ -187,7 +187,7 @@ class Materialiser:
                 if not uses[parent.digest]:
                     made.pop(parent.digest, None)
         if isinstance(root, Founder):
-            return iter([self._load(root.digest, name).reshape(-1)])
+            return read_blocks(self._load(root.digest, name))
         return self._blocks(root, rows, name, made)
 
     def products(self, recipe: Recipe, names: Sequence[str]) -> Products:

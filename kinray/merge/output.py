@@ -12,6 +12,7 @@ from kinray.checkpoints.header import TensorInfo
 from kinray.checkpoints.models import Models
 from kinray.checkpoints.vocabulary import Vocabulary
 from kinray.checkpoints.writer import CODES
+from kinray.core.methods import read_blocks
 from kinray.core.recipe import Merge, Recipe, topological
 from kinray.engine.export import DTYPES, makings
 from kinray.engine.materialise import Materialiser
@@ -19,9 +20,6 @@ from kinray.engine.workers import Making
 
 if TYPE_CHECKING:
     import torch
-
-_COPIED = 1 << 20
-"""Elements of a block of a tensor that is copied."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ def _copying(name: str, source: WeightSource, dtype: str) -> Making:
         return {source.name: source.load(name)}
 
     def blocks() -> "Iterator[torch.Tensor]":
-        import torch
-
-        for block in torch.split(source.load(name).reshape(-1), _COPIED):
+        for block in read_blocks(source.load(name)):
             yield block.to(DTYPES[dtype]) if info.floating else block
 
     return Making(name, CODES[dtype] if info.floating else info.dtype, info.shape, blocks, taken)

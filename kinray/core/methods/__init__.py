@@ -4,7 +4,8 @@ To add one, write its function, declare it and name it here; tests/core/test_met
 """
 
 from kinray.core.methods.adaptive import MODEL_STOCK, RAM, RAMPLUS_TL, SCE
-from kinray.core.methods.declaration import LinearForm, Method, Parameter, Params, write_blocks
+from kinray.core.methods.blocks import read_blocks, write_blocks
+from kinray.core.methods.declaration import LinearForm, Method, Parameter, Params
 from kinray.core.methods.linear import LINEAR, PASSTHROUGH, SLERP, TASK_ARITHMETIC
 from kinray.core.methods.pairs import ARCEE_FUSION, NEARSWAP
 from kinray.core.methods.sparse import (
@@ -34,4 +35,4 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "LinearForm", "Method", "Parameter", "Params", "method_named", "write_blocks"]
+__all__ = ["METHODS", "LinearForm", "Method", "Parameter", "Params", "method_named", "read_blocks", "write_blocks"]

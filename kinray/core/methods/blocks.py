@@ -22,6 +22,9 @@ long enough that threads seldom wait for Python's lock; a GPU wants few and larg
 _SAMPLE = 1 << 12
 """Elements that tell which values are frequent."""
 
+_COPIED = 1 << 20
+"""Elements of a block of a tensor that is taken as it is."""
+
 _GRAM_BLOCK = 1 << 16
 """Elements that are multiplied at a time in float64."""
 
@@ -158,3 +161,18 @@ def _frequent(array: npt.NDArray[np.float32]) -> float | None:
     values, counts = np.unique(sample, return_counts=True)
     at = int(counts.argmax())
     return float(values[at]) if len(array) > _SAMPLE and counts[at] * 4 > len(sample) else None
+
+
+def read_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the elements of a tensor as it is, in flat order."""
+    yield from torch.split(tensor.reshape(-1), _COPIED)
+
+
+def write_blocks(out: torch.Tensor, blocks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Copy blocks, in their order, into a contiguous tensor of any floating dtype, and return it."""
+    flat, at = out.view(-1), 0
+    for block in blocks:
+        flat[at : at + block.numel()].copy_(block)
+        at += block.numel()
+    assert at == flat.numel(), (at, flat.numel())
+    return out

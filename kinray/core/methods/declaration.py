@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kinray.core.masks import MaskSource
-from kinray.core.methods.blocks import Operands, weighted_sum
+from kinray.core.methods.blocks import Operands, weighted_sum, write_blocks
 from kinray.core.parameters import FLOAT32_MAX, ParamValue, Varied, is_finite_number
 from kinray.core.recipe import MAX_PARENTS
 from kinray.core.statistics import Float64
@@ -245,16 +245,6 @@ class Method:
         # Differences from a pivot leave equal parents unchanged to the last bit.
         pivoted = operands if base is not None else Operands(parents[0], parents)
         return weighted_sum(pivoted, form.base + sum(form.parents), form.parents)
-
-
-def write_blocks(out: torch.Tensor, blocks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Copy blocks, in their order, into a contiguous tensor of any floating dtype, and return it."""
-    flat, at = out.view(-1), 0
-    for block in blocks:
-        flat[at : at + block.numel()].copy_(block)
-        at += block.numel()
-    assert at == flat.numel(), (at, flat.numel())
-    return out
 
 
 def _varies(params: Params) -> bool:
