@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kinray.core.methods import method_named
-from kinray.core.recipe import Founder, Merge, Recipe, to_nodes
+from kinray.core.recipe import Founder, Merge, Recipe, to_text
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -109,7 +109,9 @@ def record(arguments: argparse.Namespace) -> None:
         "benchmark",
     )
     recipes = recipes_of([spec.founder for spec in specs])
-    write_atomically(arguments.parts / RECIPES.name, _json({name: to_nodes(recipe) for name, recipe in recipes.items()}))
+    write_atomically(
+        arguments.parts / RECIPES.name, _json({name: json.loads(to_text(recipe)) for name, recipe in recipes.items()})
+    )
     opened = open_models(specs)
     statistics = gram_pass(opened, opened.names)
     for number in range(PASSES):

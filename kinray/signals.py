@@ -8,6 +8,9 @@ from types import FrameType
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_IN_A_JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""What batch schedulers set in a job's environment. They send SIGTERM to every process of a job, not only to the first."""
+
 
 @contextmanager
 def when_told_to_stop(do: Callable[[], None]) -> Iterator[None]:
@@ -30,10 +33,19 @@ def when_told_to_stop(do: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Keep what signals do here while a library starts processes, and these from ending with the terminal."""
+    """Keep what signals do here while a library starts processes, and these from ending with the terminal or the job.
+
+    They end with this process, which is told too. In a job they no longer hear SIGTERM, which they inherit as they do SIGHUP's
+    being ignored; elsewhere they do, since a library that asks its processes to end has to wait in vain then and kill them.
+    """
     with _restored():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        yield
+        deaf = {signal.SIGTERM} if any(name in os.environ for name in _IN_A_JOB) else set()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def interrupt() -> None:

@@ -14,7 +14,7 @@ from kinray.cluster.asking import asked
 from kinray.cluster.nodes import Node
 from kinray.cluster.session import Session, room
 from kinray.config import Config
-from kinray.core.recipe import Recipe, from_nodes, to_nodes
+from kinray.core.recipe import Recipe, from_text, to_text
 from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
@@ -81,27 +81,25 @@ class Evaluator:
         if self._cache is not None:
             self._cache.clear()
 
-    def score(self, nodes: list[dict[str, Any]], split: Split, statistics: Statistics) -> Scored | Failed:
-        """Score a recipe on a split. Asked again for the same, it answers from memory.
+    def score(self, written: str, split: Split, statistics: Statistics) -> Scored | Failed:
+        """Score a recipe, as ``to_text`` writes it, on a split. Asked again for the same, it answers from memory.
 
         Raises:
             Exception: whatever scoring raised, at most ``cluster.retries`` times for one child; then the error is returned
                 as its result.
         """
-        recipe = from_nodes(nodes)
+        recipe = from_text(written)
         key = (recipe.digest, split)
         if key not in self._results:
             self._under_way = None
             self._remember(key, self._try(lambda: self._scorer.score(recipe, split), key, statistics))
         return self._results[key]
 
-    def ask(
-        self, nodes: list[dict[str, Any]], ends: Sequence[int], number: int, statistics: Statistics
-    ) -> tuple[Scored | Failed, bool]:
+    def ask(self, written: str, ends: Sequence[int], number: int, statistics: Statistics) -> tuple[Scored | Failed, bool]:
         """Ask a child the search's items up to the end of a round. Asked again for the same, it answers from memory.
 
         Args:
-            nodes: the child's recipe.
+            written: the child's recipe.
             ends: how many items have been asked at the end of each round.
             number: of the round, from 0.
             statistics: of the founders.
@@ -112,7 +110,7 @@ class Evaluator:
         Raises:
             Exception: as ``score`` does.
         """
-        recipe = from_nodes(nodes)
+        recipe = from_text(written)
         key: tuple[str, Split] = (recipe.digest, "search")
         if key not in self._results:
             if self._under_way is None or self._under_way[0] != recipe.digest:
@@ -126,6 +124,10 @@ class Evaluator:
             self._under_way = None
             self._remember(key, result)
         return self._results[key], True
+
+    def recall(self, digest: str, split: Split) -> Scored | Failed | None:
+        """Return the result of a recipe that was scored a moment ago, named by its digest; None if it is not remembered."""
+        return self._results.get((digest, split))
 
     def so_far(self, digest: str) -> Scored | None:
         """Return what the child that is under way scored so far, if it is the one of this digest."""
@@ -249,14 +251,19 @@ class Evaluators:
         retries = self._cluster.retries
         for attempt in range(retries + 1):
             try:
-                scored = asked(self._actors[number], "score", to_nodes(recipe), "search", self._statistics)
-                result: Scored | Failed = ray.get(scored)
+                return self._result(self._actors[number], recipe)
             except ray.exceptions.RayError as error:
                 if attempt == retries:
                     return Failed(_reason(error), broke=True)
-            else:
-                return result
         raise AssertionError
+
+    def _result(self, handle: Any, recipe: Recipe) -> Scored | Failed:
+        """Ask with the recipe's digest first: with its ancestors it is long in a late generation."""
+        known: Scored | Failed | None = ray.get(asked(handle, "recall", recipe.digest, "search"))
+        if known is not None:
+            return known
+        scored: Scored | Failed = ray.get(asked(handle, "score", to_text(recipe), "search", self._statistics))
+        return scored
 
     def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Scored | Failed]:
         """Score recipes outside of the search, spread over all evaluators; results come in the order of the jobs."""
@@ -269,7 +276,7 @@ class Evaluators:
                 number, attempt = waiting.pop(0)
                 recipe, split = jobs[number]
                 handle = free.pop()
-                busy[asked(handle, "score", to_nodes(recipe), split, self._statistics)] = (number, attempt, handle)
+                busy[asked(handle, "score", to_text(recipe), split, self._statistics)] = (number, attempt, handle)
             (done,), _ = ray.wait(list(busy), num_returns=1)
             number, attempt, handle = busy.pop(done)
             free.append(handle)

@@ -72,9 +72,9 @@ def living() -> list[Node]:
     ]
 
 
-def this_machine(node: Node) -> Node:
-    """Describe the one node of a private cluster, which has what this process has."""
-    return replace(node, address="this machine", free=free_memory())
+def this_machine(node: Node, cpus: int) -> Node:
+    """Describe the one node of a private cluster, which has what this process has, and so many CPUs for evaluators."""
+    return replace(node, address="this machine", cpus=cpus, free=free_memory())
 
 
 def survey(nodes: Sequence[Node], specs: Sequence[ModelSpec], folders: Sequence[str]) -> list[Node]:

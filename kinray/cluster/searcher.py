@@ -1,6 +1,5 @@
 """Between Ray Tune and the search policy: trials become children, results become records."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from ray.tune.search import Searcher
 
 from kinray.cluster.evaluator import Evaluators
 from kinray.cluster.kinship import SearchKinship
-from kinray.core.recipe import to_nodes
+from kinray.core.recipe import to_text
 from kinray.core.scores import Difference, Failed, Result, Scored, Stopped
 from kinray.errors import RunError
 from kinray.records.run import RunFolder
@@ -19,6 +18,10 @@ from kinray.search.floors import Floor, floors, refusal
 from kinray.search.policy import TopK
 from kinray.search.population import Child, Outcome
 from kinray.search.races import Races
+
+_GROWTH = 1.05
+"""The policy's state is kept when the population has grown so many times since, so that this costs a child the same in a long
+search as in a short one; what the state lacks is replayed from the records."""
 
 _DIED = "its evaluator's process was killed each time that it was tried; most often memory has run out"
 
@@ -77,6 +80,8 @@ class PolicySearcher(Searcher):
         self._free = evaluators.ready()[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
         self._noted: tuple[int, str | None] = (-1, None)
+        self._kept = 0
+        """Size of the population when the policy's state was kept last."""
         self._failed: list[Failed] = []
         """What failed since a child was last scored, in this session."""
 
@@ -87,7 +92,7 @@ class PolicySearcher(Searcher):
         try:
             self._free[:0] = self._evaluators.joined()
             child = self._next_child()
-            recipe = json.dumps(to_nodes(child.recipe)) if child is not None else ""
+            recipe = to_text(child.recipe) if child is not None else ""
         except Exception as error:
             self.error = error
             return Searcher.FINISHED
@@ -186,7 +191,9 @@ class PolicySearcher(Searcher):
         if values:
             self._run.record_kinship(policy.generation, values)
             self._kinship.asked.clear()
-        self._run.save_state(policy.state_dict())
+        if policy.finished or len(names) >= _GROWTH * self._kept:
+            self._kept = len(names)
+            self._run.save_state(policy.state_dict())
 
     def _tell(self, child: Child, result: Result, *, remembered: bool) -> None:
         broken = refusal(self._floors, result) if child.generation and isinstance(result, Scored) else None

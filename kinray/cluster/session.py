@@ -200,7 +200,7 @@ def _nodes(cluster: ClusterConfig, specs: Sequence[ModelSpec], folders: Sequence
     from kinray.cluster.nodes import living, survey, this_machine
 
     if cluster.address is None:
-        return (this_machine(living()[0]),)
+        return (this_machine(living()[0], _cpus(cluster)),)
     return tuple(survey(living(), specs, folders))
 
 

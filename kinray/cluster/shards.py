@@ -13,7 +13,7 @@ from kinray.cluster.nodes import Node, living
 from kinray.cluster.placement import Placement, place
 from kinray.cluster.session import Session
 from kinray.core.algebra import Products
-from kinray.core.recipe import Recipe, from_nodes, to_nodes
+from kinray.core.recipe import Recipe, from_text, to_text
 from kinray.core.statistics import Statistics
 from kinray.engine.gram import Progress
 from kinray.engine.parent_cache import ParentCache
@@ -58,15 +58,15 @@ class Shard:
 
         return gram_pass(self._models, names, rows=self._rows, device=self._device)
 
-    def products(self, nodes: list[dict[str, Any]], names: Sequence[str], statistics: Statistics) -> Products:
+    def products(self, written: str, names: Sequence[str], statistics: Statistics) -> Products:
         """Merge a child and return its products with the base and the founders over some tensors."""
         self._materialiser.statistics = statistics
-        return self._materialiser.products(from_nodes(nodes), names)
+        return self._materialiser.products(from_text(written), names)
 
-    def dot(self, a: list[dict[str, Any]], b: list[dict[str, Any]], names: Sequence[str], statistics: Statistics) -> float:
+    def dot(self, a: str, b: str, names: Sequence[str], statistics: Statistics) -> float:
         """Merge two children and return the dot product of their deltas over some tensors."""
         self._materialiser.statistics = statistics
-        return self._materialiser.dot(from_nodes(a), from_nodes(b), names)
+        return self._materialiser.dot(from_text(a), from_text(b), names)
 
 
 class Shards:
@@ -132,9 +132,9 @@ class Shards:
 
     def start_products(self, recipe: Recipe) -> list[Any]:
         """Begin to measure a child; ``finish_products`` waits for it."""
-        nodes = to_nodes(recipe)
+        written = to_text(recipe)
         pairs = zip(self._actors, self._owned, strict=True)
-        return [actor.products.remote(nodes, names, self._statistics) for actor, names in pairs]
+        return [actor.products.remote(written, names, self._statistics) for actor, names in pairs]
 
     def finish_products(self, started: list[Any], tensors: Sequence[str]) -> Products:
         """Return the products that were begun, over all tensors in the given order."""
@@ -149,7 +149,7 @@ class Shards:
 
     def dot(self, a: Recipe, b: Recipe) -> float:
         """Measure the dot product of two children's deltas."""
-        left, right = to_nodes(a), to_nodes(b)
+        left, right = to_text(a), to_text(b)
         pairs = zip(self._actors, self._owned, strict=True)
         return float(sum(_get([actor.dot.remote(left, right, names, self._statistics) for actor, names in pairs])))
 

@@ -1,6 +1,5 @@
 """Tune's trial: a thin handle that passes a child to a long-lived evaluator and reports what it scored."""
 
-import json
 from typing import Any
 
 import ray
@@ -27,7 +26,7 @@ class ChildTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Let the evaluator score the child; scalars are reported, the full result is fetched by the searcher."""
         evaluator = ray.get_actor(self.config["evaluator"])
-        recipe = json.loads(self.config["recipe"])
+        recipe = self.config["recipe"]
         try:
             if ends := self.config["ends"]:
                 result, done = self._answer(evaluator, "ask", recipe, ends, self._round, self._statistics)

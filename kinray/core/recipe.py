@@ -6,7 +6,7 @@ lie and whatever they are called.
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -63,6 +63,8 @@ class Merge:
     seed: str | None = None
     digest: str = field(init=False)
     depth: int = field(init=False)
+    said: str = field(init=False)
+    """Method and params as they stand in canonical JSON, so that a long line of ancestors is written fast."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.parents) <= MAX_PARENTS:
@@ -75,12 +77,20 @@ class Merge:
         params = {name: freeze(f"Parameter '{name}' of '{self.method}'", value) for name, value in sorted(self.params.items())}
         object.__setattr__(self, "params", MappingProxyType(params))
         object.__setattr__(self, "depth", depth)
-        object.__setattr__(self, "digest", hashlib.sha256(canonical_json(self.node).encode()).hexdigest())
+        method, written = json.dumps(self.method), canonical_json(as_json(params))
+        object.__setattr__(self, "said", f'"method":{method},"params":{written}')
+        object.__setattr__(self, "digest", hashlib.sha256(self.alone.encode()).hexdigest())
 
     @property
-    def node(self) -> dict[str, Any]:
-        """What the digest is taken of: this merge alone, with its parents and base by digest."""
-        return _node(self, [parent.digest for parent in self.parents], None if self.base is None else self.base.digest)
+    def alone(self) -> str:
+        """What the digest is taken of: this merge as canonical JSON, with its parents and base by digest."""
+        return self.written(lambda recipe: f'"{recipe.digest}"')
+
+    def written(self, refer: "Callable[[Recipe], str]") -> str:
+        """Write this merge alone as canonical JSON, its parents and base as ``refer`` says."""
+        base = "" if self.base is None else f'"base":{refer(self.base)},'
+        seed = "" if self.seed is None else f',"seed":{json.dumps(self.seed)}'
+        return f'{{{base}{self.said},"parents":[{",".join(map(refer, self.parents))}]{seed}}}'
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Merge) and self.digest == other.digest
@@ -95,12 +105,6 @@ class Merge:
 Recipe = Founder | Merge
 
 
-def _node(merge: Merge, parents: Sequence[str | int], base: str | int | None) -> dict[str, Any]:
-    """Describe one merge as JSON, its parents and base by digest or by index."""
-    node = {"method": merge.method, "parents": list(parents), "params": as_json(merge.params)}
-    return node | ({} if base is None else {"base": base}) | ({} if merge.seed is None else {"seed": merge.seed})
-
-
 def topological(recipes: Iterable[Recipe], known: Container[str] = ()) -> list[Recipe]:
     """List ``recipes`` and all their ancestors once each, parents (and bases) before children.
 
@@ -110,15 +114,15 @@ def topological(recipes: Iterable[Recipe], known: Container[str] = ()) -> list[R
     """
     order: dict[str, Recipe] = {}
     for root in recipes:
-        stack = [root] if root.digest not in known else []
+        stack = [] if root.digest in order or root.digest in known else [(root, iter(_needs(root)))]
         while stack:
-            recipe = stack[-1]
-            missing = [need for need in _needs(recipe) if need.digest not in order and need.digest not in known]
-            if missing and recipe.digest not in order:
-                stack.extend(reversed(missing))
-            else:
-                order.setdefault(recipe.digest, recipe)
+            recipe, needs = stack[-1]
+            missing = next((need for need in needs if need.digest not in order and need.digest not in known), None)
+            if missing is None:
+                order[recipe.digest] = recipe
                 stack.pop()
+            else:
+                stack.append((missing, iter(_needs(missing))))
     return list(order.values())
 
 
@@ -128,8 +132,8 @@ def _needs(recipe: Recipe) -> tuple[Recipe, ...]:
     return recipe.parents if recipe.base is None else (recipe.base, *recipe.parents)
 
 
-def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
-    """Serialise a recipe as a topologically ordered list of nodes; the last one is the recipe itself.
+def to_text(recipe: Recipe) -> str:
+    """Write a recipe as JSON: a topologically ordered list of nodes, of which the last one is the recipe itself.
 
     Founders become ``{"founder": digest, "name": name}``, merges ``{"method", "parents", "params"[, "base"][, "seed"]}`` where
     parents and base are indices of earlier nodes.
@@ -140,19 +144,27 @@ def to_nodes(recipe: Recipe) -> list[dict[str, Any]]:
     order = topological([recipe])
     if len(order) > MAX_NODES:
         raise RecipeError(f"The recipe {recipe.digest[:12]} has {len(order)} nodes. The limit is {MAX_NODES}.")
-    index = {node.digest: number for number, node in enumerate(order)}
-    return [
-        {"founder": node.digest, "name": node.name}
+    index = {node.digest: str(number) for number, node in enumerate(order)}
+    nodes = (
+        json.dumps({"founder": node.digest, "name": node.name})
         if isinstance(node, Founder)
-        else _node(
-            node, [index[parent.digest] for parent in node.parents], None if node.base is None else index[node.base.digest]
-        )
+        else node.written(lambda earlier: index[earlier.digest])
         for node in order
-    ]
+    )
+    return f"[{','.join(nodes)}]"
+
+
+def from_text(text: str) -> Recipe:
+    """Read back what ``to_text`` wrote; raise RecipeError as ``from_nodes`` does, and for what is no JSON."""
+    try:
+        nodes = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"A recipe is not readable as JSON: {error!s:.200}.") from error
+    return from_nodes(nodes)
 
 
 def from_nodes(nodes: Any) -> Recipe:
-    """Read back what ``to_nodes`` wrote.
+    """Read the nodes that ``to_text`` writes.
 
     Raises:
         RecipeError: when ``nodes`` is no such list: not a list, empty, too long, a node of unknown form, or an index that

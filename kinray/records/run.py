@@ -4,7 +4,7 @@ config.yaml              resolved configuration, versions, digests of the founde
 children/*.parquet       one row for each founder and child, at most 64 rows of one generation in each file
 samples/*.parquet        per-item scores, one file for each model (NAME.holdout for held-out items)
 kinship/*.parquet        the kinship values that each generation was mated by
-state.json               the search policy as it stood when its last generation was made
+state.json               the search policy as it stood when one of its last generations was made
 tune/                    what Ray Tune wrote in each session; nothing reads it back
 best/                    the exported best model
 .lock                    held by the process that has the folder open, and says which one that is

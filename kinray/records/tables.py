@@ -79,7 +79,7 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
         "method": recipe.method if isinstance(recipe, Merge) else None,
         "params": canonical_json(as_json(recipe.params)) if isinstance(recipe, Merge) else None,
         "digest": recipe.digest,
-        "recipe": canonical_json(recipe.node) if isinstance(recipe, Merge) else None,
+        "recipe": recipe.alone if isinstance(recipe, Merge) else None,
         "kinship": child.kinship,
         "gain": gain and gain.mean,
         "gain_stderr": gain and gain.stderr,

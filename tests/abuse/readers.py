@@ -16,7 +16,7 @@ from kinray.checkpoints.header import read_header
 from kinray.checkpoints.models import fit, weight_names
 from kinray.checkpoints.tokens import read_tokens
 from kinray.config import load_config
-from kinray.core.recipe import Merge, from_nodes, to_nodes
+from kinray.core.recipe import Merge, from_nodes, from_text, to_text
 from kinray.errors import KinrayError
 from kinray.evaluation.task_files import check_task_files
 from kinray.kinship.planning import parse_merge
@@ -112,7 +112,7 @@ def _nodes(data: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     recipe = from_nodes(nodes)
-    assert from_nodes(to_nodes(recipe)) == recipe
+    assert from_text(to_text(recipe)) == recipe
     assert not isinstance(recipe, Merge) or recipe.depth <= 256
     return recipe
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from kinray.config import ClusterConfig, EvaluationConfig, parse_config
 from kinray.errors import RunError
-from tests.kinship.cluster_program import three_nodes
+from tests.kinship.cluster_program import small_cluster
 
 COMMON: dict[str, Any] = {
     "num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1",
@@ -131,7 +131,7 @@ def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:
 def main(output: str, folder: str) -> None:
     """Go through all cases on one cluster."""
     report: dict[str, Any] = {}
-    with three_nodes() as cluster:
+    with small_cluster() as cluster:
         growing(cluster, report)
         differing_nodes(cluster, Path(folder), report)
         asking_for_more(cluster, report)

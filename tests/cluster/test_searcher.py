@@ -168,22 +168,24 @@ def test_the_order_of_completion_does_not_change_the_records(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("trials", [1, 4, 6, 9])
-@pytest.mark.parametrize("state_lost", [False, True])
+@pytest.mark.parametrize("state", ["new", "old", "lost"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"methods": LAYERED}, {"objective": "pareto"}, {"floor": -30.0}, {"objective": "pareto", "floor": -30.0}],
     ids=["range", "layered", "pareto", "floor", "pareto-floor"],
 )
 def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(
-    tmp_path: Path, settings: dict[str, Any], trials: int, state_lost: bool
+    tmp_path: Path, settings: dict[str, Any], trials: int, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if state == "old":
+        monkeypatch.setattr("kinray.cluster.searcher._GROWTH", 2.5)
     unbroken = RunFolder.create(a_config(tmp_path / "unbroken", **settings), {})
     play(a_searcher(unbroken, FakeEvaluators())[0])
     cut = RunFolder.create(a_config(tmp_path / "cut", **settings), {})
     play(a_searcher(cut, FakeEvaluators())[0], stop_after=trials)
     recorded = len(cut.rows())
     cut.close()
-    if state_lost:
+    if state == "lost":
         (tmp_path / "cut" / "state.json").unlink()
 
     again = RunFolder.resume(tmp_path / "cut")
@@ -193,7 +195,7 @@ def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(
 
     assert lineage(again) == lineage(unbroken)
     assert len(evaluators.asked) == len(unbroken.rows()) - recorded
-    if state_lost:
+    if state == "lost":
         assert watcher.remembered == recorded
 
 

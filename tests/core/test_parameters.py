@@ -1,6 +1,5 @@
 """Hyperparameters that vary over a model, against numpy's interpolation."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinray.core.parameters import Varied
-from kinray.core.recipe import Merge, from_nodes, to_nodes
+from kinray.core.recipe import Merge, from_nodes, from_text, to_text
 from kinray.errors import RecipeError
-from tests.helpers.recipes import founder, merge
+from tests.helpers.recipes import founder, merge, nodes_of
 
 A, B = founder("a"), founder("b")
 finite = st.floats(-4, 4)
@@ -47,7 +46,7 @@ def test_first_case_whose_word_is_in_the_name_counts() -> None:
 def test_varied_values_round_trip_through_recipes(value: Varied) -> None:
     recipe = Merge("ties", (A, B), {"density": (value, 0.5), "lambda": value})
 
-    back = from_nodes(json.loads(json.dumps(to_nodes(recipe))))
+    back = from_text(to_text(recipe))
 
     assert back == recipe
     assert isinstance(back, Merge)
@@ -58,7 +57,7 @@ def test_varied_values_round_trip_through_recipes(value: Varied) -> None:
 def test_form_in_a_recipe_is_pinned() -> None:
     recipe = merge("slerp", A, B, t=Varied((("attn", (0, 0.5)), ("", (1,)))))
 
-    assert to_nodes(recipe)[-1]["params"] == {
+    assert nodes_of(recipe)[-1]["params"] == {
         "t": {"cases": [{"filter": "attn", "value": [0.0, 0.5]}, {"value": [1.0]}]}
     }  # fmt: skip
     assert recipe.digest != merge("slerp", A, B, t=Varied((("attn", (0, 0.5)), ("", (0.9,))))).digest
@@ -87,7 +86,7 @@ def test_form_in_a_recipe_is_pinned() -> None:
 )
 @pytest.mark.parametrize("nested", [False, True], ids=["global", "per model"])
 def test_malformed_varied_values_are_refused(value: Any, message: str, nested: bool) -> None:
-    nodes = [*to_nodes(merge("slerp", A, B))[:2], {"method": "slerp", "parents": [0, 1]}]
+    nodes = [*nodes_of(merge("slerp", A, B))[:2], {"method": "slerp", "parents": [0, 1]}]
     nodes[2] = nodes[2] | {"params": {"t": [value, 0.5] if nested else value}}
 
     with pytest.raises(RecipeError, match=f"Parameter 't' of 'slerp' is not readable: .*{message}"):

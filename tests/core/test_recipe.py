@@ -1,19 +1,18 @@
 """Recipes: identity, limits, and the list of nodes that they are written as."""
 
 import hashlib
-import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinray.core.recipe import Founder, Merge, Recipe, from_nodes, to_nodes, topological
+from kinray.core.recipe import Founder, Merge, Recipe, from_nodes, from_text, to_text, topological
 from kinray.errors import RecipeError
-from tests.helpers.recipes import founder, merge
+from tests.helpers.recipes import founder, merge, nodes_of
 
 A, B, BASE = founder("a"), founder("b"), founder("base")
-NODES = to_nodes(merge("slerp", A, B, t=0.5))
+NODES = nodes_of(merge("slerp", A, B, t=0.5))
 
 plain_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -80,7 +79,7 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
 
 @given(recipes())
 def test_nodes_round_trip_through_json(recipe: Recipe) -> None:
-    back = from_nodes(json.loads(json.dumps(to_nodes(recipe))))
+    back = from_text(to_text(recipe))
 
     assert back == recipe
     names = [[node.name for node in topological([one]) if isinstance(node, Founder)] for one in (back, recipe)]
@@ -102,7 +101,7 @@ def test_shared_ancestors_are_written_once() -> None:
     shared = merge("slerp", A, B)
     recipe = merge("slerp", shared, merge("linear", shared, A))
 
-    assert len(to_nodes(recipe)) == 5
+    assert len(nodes_of(recipe)) == 5
 
 
 def _tower(depth: int) -> Recipe:
@@ -116,8 +115,8 @@ def _tower(depth: int) -> Recipe:
 def test_deepest_recipe_is_handled_without_recursion() -> None:
     recipe = _tower(256)
 
-    assert len(to_nodes(recipe)) == 258
-    assert from_nodes(to_nodes(recipe)) == recipe
+    assert len(nodes_of(recipe)) == 258
+    assert from_text(to_text(recipe)) == recipe
 
 
 def test_deeper_recipe_is_refused() -> None:
@@ -140,7 +139,7 @@ def test_more_than_4096_nodes_are_refused() -> None:
     recipe = Merge("linear", tuple(groups))
 
     with pytest.raises(RecipeError, match=r"has 4161 nodes. The limit is 4096"):
-        to_nodes(recipe)
+        nodes_of(recipe)
     with pytest.raises(RecipeError, match="a list of 1 to 4096 nodes"):
         from_nodes([{"founder": A.digest, "name": "a"}] * 4097)
 
@@ -195,4 +194,4 @@ def test_recipe_with_one_arbitrary_value_is_read_or_refused(place: int, key: str
         recipe = from_nodes(nodes)
     except RecipeError:
         return
-    assert from_nodes(to_nodes(recipe)) == recipe
+    assert from_text(to_text(recipe)) == recipe

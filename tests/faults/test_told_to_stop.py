@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.evolve.conftest import Evolve, Running
@@ -27,8 +28,17 @@ def press_ctrl_c(running: Running) -> None:
     os.killpg(running.process.pid, signal.SIGINT)
 
 
+def tell_all(running: Running, what: signal.Signals) -> None:
+    """Send a signal to the command and to all that it has started."""
+    first = psutil.Process(running.process.pid)
+    everyone = [*first.children(recursive=True), first]
+    assert any("raylet" in one.name() for one in everyone)
+    for one in everyone:
+        one.send_signal(what)
+
+
 def test_run_that_is_told_to_stop_in_every_way_resumes_to_the_unbroken_run(
-    unbroken: Unbroken, config: dict[str, Any], evolve: Evolve
+    unbroken: Unbroken, config: dict[str, Any], evolve: Evolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(config["output"])
     going_on = f"Continue with: kinray evolve --resume {run}"
@@ -41,11 +51,12 @@ def test_run_that_is_told_to_stop_in_every_way_resumes_to_the_unbroken_run(
     assert code == 130 and "children in flight are finished" in output and going_on in output, output
     assert 1 <= rows(run) < len(unbroken.rows) and "Traceback" not in output
 
-    # a scheduler, and then Ctrl-C
+    # a scheduler, which tells every process of the job, and then Ctrl-C
     there = rows(run)
+    monkeypatch.setitem(evolve.environment, "SLURM_JOB_ID", "1")
     with evolve.running("--resume", str(run)) as running:
         running.until(lambda: rows(run) > there)
-        running.process.send_signal(signal.SIGTERM)
+        tell_all(running, signal.SIGTERM)
         running.until(lambda: "Press Ctrl-C again" in running.output.read_text())
         press_ctrl_c(running)
         code, output = running.end()
@@ -53,6 +64,7 @@ def test_run_that_is_told_to_stop_in_every_way_resumes_to_the_unbroken_run(
 
     # a terminal that closes
     there = rows(run)
+    monkeypatch.delitem(evolve.environment, "SLURM_JOB_ID")
     master, terminal = pty.openpty()
     os.set_blocking(master, False)
 

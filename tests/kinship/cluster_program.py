@@ -21,7 +21,7 @@ BREAK_AT = 9
 
 
 @contextmanager
-def three_nodes(cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
+def small_cluster(workers: int = 2, cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
     """Give a cluster that only this machine reaches, and clean up after it."""
     folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
     (folder / "ray").mkdir()
@@ -38,7 +38,7 @@ def three_nodes(cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
     common = {"num_cpus": cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(True, head_node_args={**common, "num_cpus": at_head, "_system_config": QUICK_CHECKS})
     try:
-        cluster.workers = [cluster.add_node(**common) for _ in range(2)]
+        cluster.workers = [cluster.add_node(**common) for _ in range(workers)]
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster
     finally:
@@ -89,7 +89,7 @@ def where(_: Any) -> str:
 
 def main(output: str, folders: list[str]) -> None:
     """Measure with an actor that is killed, then with a node that is removed."""
-    with three_nodes() as cluster:
+    with small_cluster() as cluster:
         import ray
 
         from kinray.engine.gram import gram_pass

@@ -1,6 +1,5 @@
 """What may be configured of merge methods, and what each mistake is told."""
 
-import json
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from kinray.config import MergeConfig, Range
 from kinray.core.filters import FILTERS
 from kinray.core.methods import METHODS
 from kinray.core.parameters import Varied
-from kinray.core.recipe import Merge, from_nodes, to_nodes
+from kinray.core.recipe import Merge, from_text, to_text
 from kinray.errors import ConfigError
 from kinray.search.space import MethodSpace, search_space
 from tests.helpers import founder
@@ -124,7 +123,7 @@ def test_every_number_is_read_back_from_saved_parameters(names: list[str] | None
 
     params = ties.params(lambda dimension: values[dimension.key])
     recipe = Merge("ties", (founder("a"), founder("b")), params, founder("base"))
-    saved = from_nodes(json.loads(json.dumps(to_nodes(recipe))))
+    saved = from_text(to_text(recipe))
 
     assert isinstance(saved, Merge)
     assert {dimension.key: ties.value(saved.params, dimension) for dimension in ties.free} == values
