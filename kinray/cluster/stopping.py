@@ -1,5 +1,6 @@
 """Tune's schedulers: who decides after each round whether a child goes on."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -35,5 +36,6 @@ def scheduler_for(evaluation: EvaluationConfig, searcher: "PolicySearcher") -> T
     if evaluation.racing == "asha":
         return AsyncHyperBandScheduler(**common, max_t=ends[-1])
     if evaluation.racing == "median":
-        return MedianStoppingRule(**common)
+        # Each child has its evaluator, so none need yield to one that waits; a trial that was paused would begin anew.
+        return MedianStoppingRule(**common | {"min_time_slice": math.inf})
     return RaceScheduler(searcher)

@@ -177,11 +177,12 @@ def test_a_backend_that_loads_folders_gives_the_same_search_and_a_score_cache_gi
     assert f"Scoring {models} models ({models} from the score cache)" in " ".join(second.stdout.split())
 
 
-@pytest.mark.parametrize("racing", [True, pytest.param("asha", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("racing", [True, *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("asha", "median"))])
 def test_hopeless_children_are_stopped_and_said_to_be(config: dict[str, Any], evolve: Evolve, racing: bool | str) -> None:
     config["search"] |= {"max_children": 8, "children_per_mating": 4}
     config["merge"]["methods"] = {"task_arithmetic": {"lambda": [0.9, 1.1, 40.0, 60.0]}}
     config["evaluation"] |= {"racing": racing, "racing_error": 0.5, "pack": 8}
+    config["cluster"] = {"evaluators": 2}
 
     done = evolve(evolve.write(config))
 
