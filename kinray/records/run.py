@@ -30,14 +30,14 @@ from kinray.records.mirror import Mirror, check_output, working_folder
 from kinray.records.store import is_uri
 from kinray.records.tables import (
     BROKEN,
-    KINSHIP,
     child_row,
     children_schema,
     read_samples,
     read_table,
     torn,
+    write_children,
+    write_kinship,
     write_samples,
-    write_table,
 )
 from kinray.search.population import Child
 
@@ -178,7 +178,7 @@ class RunFolder:
         part = child.number // _ROWS
         path = self.path / "children" / f"generation-{child.generation:04d}-{part:04d}.parquet"
         here = range(part * _ROWS, (part + 1) * _ROWS)
-        write_table(path, [rows[number] for number in here if number in rows], self._schema)
+        write_children(path, [rows[number] for number in here if number in rows], self._schema)
         self._publish(path)
 
     def known(self, child: Child) -> Result | None:
@@ -240,9 +240,8 @@ class RunFolder:
 
     def record_kinship(self, generation: int, values: Sequence[tuple[str, str, str, float]]) -> None:
         """Keep kinship values (a, b, metric, value) that a generation was mated by."""
-        rows = [dict(zip(KINSHIP.names, value, strict=True)) for value in values]
         path = self.path / "kinship" / f"generation-{generation:04d}.parquet"
-        write_table(path, rows, KINSHIP)
+        write_kinship(path, values)
         self._publish(path)
 
     def next_session(self) -> Path:

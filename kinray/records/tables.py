@@ -100,10 +100,21 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
     return row | spent | dict(result.where)
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file, whole or not at all."""
+def write_children(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows of the children table."""
+    _write(path, pa.Table.from_pylist(list(rows), schema))
+
+
+def write_kinship(path: Path, values: Sequence[tuple[str, str, str, float]]) -> None:
+    """Write kinship values (a, b, metric, value)."""
+    columns = zip(*values, strict=True) if values else KINSHIP.empty_table().columns
+    _write(path, pa.table(list(columns), KINSHIP))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write one Parquet file, whole or not at all."""
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+        pq.write_table(table, temporary)
 
 
 def torn(path: Path) -> bool:
@@ -129,10 +140,12 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 def write_samples(path: Path, name: str, outcome: Scored | Stopped) -> None:
     """Write a model's per-item scores; the file alone gives the whole result back."""
     result = outcome.partial if isinstance(outcome, Stopped) else outcome
-    rows = [
-        {"child": name, "task": task, "item": item, "score": value}
-        for task, scored in result.tasks.items()
-        for item, value in zip(scored.items, scored.values, strict=True)
+    tasks = result.tasks.items()
+    columns = [
+        [name] * result.items,
+        [task for task, scored in tasks for _ in scored.items],
+        [item for _, scored in tasks for item in scored.items],
+        [value for _, scored in tasks for value in scored.values],
     ]
     summary = {
         "tasks": {
@@ -146,7 +159,7 @@ def write_samples(path: Path, name: str, outcome: Scored | Stopped) -> None:
     }
     if isinstance(outcome, Stopped):
         summary["stopped"] = {"of": outcome.of, "score": outcome.score, "stderr": outcome.stderr}
-    write_table(path, rows, SAMPLES.with_metadata({_META: json.dumps(summary).encode()}))
+    _write(path, pa.table(columns, SAMPLES.with_metadata({_META: json.dumps(summary).encode()})))
 
 
 def read_samples(path: Path) -> Scored | Stopped:

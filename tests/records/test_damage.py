@@ -80,7 +80,8 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
 
 def test_samples_without_their_summary_are_named(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    tables.write_table(run.path / "samples" / "ann.parquet", [], tables.SAMPLES)
+    (run.path / "samples").mkdir()
+    pq.write_table(tables.SAMPLES.empty_table(), run.path / "samples" / "ann.parquet")
 
     with pytest.raises(RunError, match=r"ann\.parquet is not a readable record of scores"):
         run.kept("ann")
