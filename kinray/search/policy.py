@@ -212,11 +212,11 @@ class TopK:
     def _mate_pool(self) -> list[Child]:
         match self._config.mate_pool:
             case "population":
-                return self.population.ranked(self.entrants())
+                return self.entrants()
             case "top-k":
                 return self.top()
             case "generation":
-                return self.population.ranked(filter(self._entered, self.children_in(self.generation - 1)))
+                return [child for child in self.children_in(self.generation - 1) if self._entered(child)]
 
     def _mate(self, first: Child, second: Child, operator: Operator) -> Mating:
         return Mating(first, second, operator, self._between(first, second))
