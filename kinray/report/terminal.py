@@ -3,6 +3,7 @@
 Where output is no terminal, there are two lines for each generation only (with ``--verbose`` also each child), without colour.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,9 @@ from kinray.search.population import Child
 SATURATED = 0.9
 """Kinship above which merging two models is unlikely to gain (Hu et al., section 5)."""
 
+_RECENT = 64
+"""Children whose times say how long the others will take."""
+
 
 class Terminal:
     """Tells a person how a search goes.
@@ -60,7 +64,7 @@ class Terminal:
         self._policy: TopK | None = None
         self._generation: list[Child] = []
         self._errors: dict[str, float] = {}
-        self._seconds: list[float] = []
+        self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._evaluators = 1
 
     # -- before
