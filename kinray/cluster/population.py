@@ -19,10 +19,6 @@ from kinray.signals import when_told_to_stop
 _TRIAL_CPU = 0.01
 """A trial only waits for its evaluator, but Tune refuses one that asks for nothing."""
 
-_LOST = 32
-"""How often a trial's own process may be lost with its node, for which the child is not to blame: Tune tries again with one
-idle process of that node after the other."""
-
 
 def run_population(
     searcher: PolicySearcher,
@@ -68,7 +64,7 @@ def run_population(
             name=folder.name,
             storage_path=str(folder.parent.absolute()),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.cluster.retries + _LOST),
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher gives a child to another trial
             callbacks=[_logger(name, name_of(config.output)) for name in config.loggers],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

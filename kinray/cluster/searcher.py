@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ from kinray.search.races import Races
 _GROWTH = 1.05
 """The policy's state is kept when the population has grown so many times since, so that this costs a child the same in a long
 search as in a short one; what the state lacks is replayed from the records."""
+
+_LOST = 32
+"""How often a child's trials may break before it is given up. The child is hardly to blame: a trial's process is lost with its
+node, and Tune then takes one idle process of that node after the other."""
 
 _DIED = "its evaluator's process was killed each time that it was tried; most often memory has run out"
 
@@ -79,6 +84,9 @@ class PolicySearcher(Searcher):
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._free = evaluators.ready()[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
+        self._again: list[tuple[Child, int]] = []
+        """Children whose trials broke, each with the evaluator that it has."""
+        self._broke: Counter[str] = Counter()
         self._noted: tuple[int, str | None] = (-1, None)
         self._kept = 0
         """Size of the population when the policy's state was kept last."""
@@ -91,14 +99,14 @@ class PolicySearcher(Searcher):
             return Searcher.FINISHED
         try:
             self._free[:0] = self._evaluators.joined()
-            child = self._next_child()
-            recipe = to_text(child.recipe) if child is not None else ""
+            given = self._again.pop(0) if self._again else self._next_child()
+            recipe = to_text(given[0].recipe) if given is not None else ""
         except Exception as error:
             self.error = error
             return Searcher.FINISHED
-        if child is None:
+        if given is None:
             return Searcher.FINISHED if self._policy.finished and not self._policy.population.out else None
-        slot = self._free.pop()
+        child, slot = given
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
         ends = self.ends if child.generation and (self._races is None or self._races.on()) else []
@@ -120,11 +128,16 @@ class PolicySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record a child's result and tell the policy."""
         child, slot, started = self._out.pop(trial_id)
-        self._free.append(slot)
         if self.error is not None:
             return
+        broke = error or result is None
+        self._broke[child.name] += broke
+        if broke and self._broke[child.name] <= _LOST:
+            self._again.append((child, slot))
+            return
+        self._free.append(slot)
         try:
-            if error or result is None or "died" in result:
+            if result is None or broke or "died" in result:
                 outcome: Result = Failed(_DIED, broke=True)
             else:
                 outcome = self._outcome(trial_id, child, slot, result)
@@ -161,7 +174,8 @@ class PolicySearcher(Searcher):
         """Pickle as None: Tune keeps a copy of its arguments, which nothing reads."""
         return type(None), ()
 
-    def _next_child(self) -> Child | None:
+    def _next_child(self) -> tuple[Child, int] | None:
+        """Return a child that was not scored before and a free evaluator for it."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._policy.stop("the budget of hours is spent")
         while self._free and (child := self._policy.ask()) is not None:
@@ -169,7 +183,7 @@ class PolicySearcher(Searcher):
             self._kinship.prefetch(child.recipe)
             known = self._run.known(child)
             if known is None:
-                return child
+                return child, self._free.pop()
             self._tell(child, known, remembered=True)
         self._note_generation()
         return None

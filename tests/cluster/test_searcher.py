@@ -199,11 +199,44 @@ def test_a_search_cut_off_anywhere_resumes_to_the_same_lineage(
         assert watcher.remembered == recorded
 
 
-def test_a_trial_that_broke_is_a_failed_child_with_its_reason(tmp_path: Path) -> None:
+def test_a_child_whose_trial_broke_is_given_to_another_trial_with_the_same_evaluator(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, *_ = a_searcher(run, FakeEvaluators())
+    first, _ = searcher.suggest("a"), searcher.suggest("b")
+
+    searcher.on_trial_complete("a", None, error=True)
+    assert searcher.suggest("c") == first
+    searcher.on_trial_complete("c", {"score": 0.0})
+
+    assert [(row["name"], row["status"]) for row in run.rows()] == [("ann", "scored")]
+    assert searcher.suggest("d")["child"] == "cid"
+
+
+def test_a_search_whose_trials_break_now_and_then_has_the_lineage_of_one_whose_trials_do_not(tmp_path: Path) -> None:
+    unbroken, broken = (RunFolder.create(a_config(tmp_path / name), {}) for name in ("unbroken", "broken"))
+    play(a_searcher(unbroken, FakeEvaluators())[0])
+    searcher, *_ = a_searcher(broken, FakeEvaluators())
+    out: list[str] = []
+    for number in range(1000):
+        config = searcher.suggest(f"trial-{number}")
+        if isinstance(config, dict):
+            out.append(f"trial-{number}")
+        elif out:
+            searcher.on_trial_complete(out.pop(0), {"score": 0.0}, error=number % 3 == 0)
+
+    assert lineage(broken) == lineage(unbroken)
+
+
+def test_a_child_whose_trials_break_each_time_is_given_up_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinray.cluster.searcher._LOST", 2)
     run = RunFolder.create(a_config(tmp_path / "run"), {})
     searcher, policy, _ = a_searcher(run, FakeEvaluators())
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", None, error=True)
+    for trial in "abc":
+        assert not run.rows()
+        searcher.suggest(trial)
+        searcher.on_trial_complete(trial, None, error=True)
 
     (row,) = run.rows()
 

@@ -1,7 +1,8 @@
-"""A search on a cluster of three working nodes that loses two. A process of its own, since Ray reads its settings once in one.
+"""A search on a cluster of three nodes that loses two, in a process of its own: Ray reads its settings once in a process.
 
 ``python -m tests.faults.cluster_program CONFIG RUN`` runs the search, takes away a node with an evaluator and a shard when
-five models have been scored, one with an evaluator when the final comparison begins, and exits as the search does.
+five models have been scored, brings another one, takes away one with an evaluator when the final comparison begins, and exits
+as the search does.
 """
 
 import json
@@ -18,11 +19,12 @@ from tests.kinship.cluster_program import small_cluster
 
 def main(config: str, run: str) -> int:
     """Run the search and return its exit code."""
-    with small_cluster(workers=3, cpus=3, at_head=0) as cluster:
+    with small_cluster(cpus=3, at_head=0) as cluster:
         command = [sys.executable, "-m", "kinray.evolve", config, "--set", f"cluster.address={cluster.address}"]
         running = Running(subprocess.Popen(command), Path())
         running.until(lambda: len(Table(Path(run)).rows) >= 5)
         remove_node(cluster, "Evaluator", "Shard")
+        cluster.workers.append(cluster.grow())
         running.until(lambda: bool(json.loads((Path(run) / "state.json").read_text())["finished"]))
         remove_node(cluster, "Evaluator")
         return running.process.wait(timeout=300)
@@ -30,11 +32,9 @@ def main(config: str, run: str) -> int:
 
 def remove_node(cluster: Any, *having: str) -> None:
     """Take away a node that has certain actors."""
-    node = next(
-        node
-        for node in cluster.workers
-        if all(titled(node.all_processes["raylet"][0].process.pid, f"ray::{name}") for name in having)
-    )
+    raylets = {node: node.all_processes["raylet"][0].process.pid for node in cluster.workers}
+    node = next(node for node, raylet in raylets.items() if all(titled(raylet, f"ray::{name}") for name in having))
+    cluster.workers.remove(node)
     cluster.remove_node(node, allow_graceful=False)
     print(f"removed a node with {' and '.join(having)}", flush=True)
 

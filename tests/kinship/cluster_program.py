@@ -21,8 +21,8 @@ BREAK_AT = 9
 
 
 @contextmanager
-def small_cluster(workers: int = 2, cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
-    """Give a cluster that only this machine reaches, and clean up after it."""
+def small_cluster(cpus: int = 1, at_head: int = 1) -> Iterator[Any]:
+    """Give a cluster of three nodes, the head and two ``workers``, that only this machine reaches, and clean up after it."""
     folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
     (folder / "ray").mkdir()
     os.environ.update(
@@ -38,7 +38,8 @@ def small_cluster(workers: int = 2, cpus: int = 1, at_head: int = 1) -> Iterator
     common = {"num_cpus": cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(True, head_node_args={**common, "num_cpus": at_head, "_system_config": QUICK_CHECKS})
     try:
-        cluster.workers = [cluster.add_node(**common) for _ in range(workers)]
+        cluster.grow = lambda: cluster.add_node(**common)
+        cluster.workers = [cluster.grow(), cluster.grow()]
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster
     finally:
