@@ -129,7 +129,7 @@ def _kinray(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
             "base": str(arguments.base),
             "founders": ["a", "b"],
             "tasks": [{"name": name, "limit": arguments.limit}],
-            "task_paths": [str(folder)],
+            "task_paths": _paths(arguments, folder),
             "merge": {"dtype": arguments.dtype},
             "evaluation": {"holdout": 0, "device": "cpu"},
         }
@@ -165,7 +165,7 @@ def _stock(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
     lm = HFLM(pretrained=str(arguments.child), dtype=arguments.dtype, batch_size=16, device="cpu")
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     samples: list[list[dict[str, Any]]] = []
-    items = _items(name, folder, arguments.limit)
+    items = _items(name, _paths(arguments, folder), arguments.limit)
 
     def run() -> None:
         result = evaluator.simple_evaluate(
@@ -181,13 +181,18 @@ def _stock(name: str, arguments: argparse.Namespace, folder: Path) -> Side:
     )
 
 
-def _items(name: str, folder: Path, limit: int) -> Sequence[int]:
+def _paths(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Return the folders of the variants and of the tasks that they include."""
+    return [str(folder), str(arguments.task_path.resolve())]
+
+
+def _items(name: str, paths: Sequence[str], limit: int) -> Sequence[int]:
     """Return the items that kinray draws."""
     from kinray.config import EvaluationConfig, TaskSpec
     from kinray.evaluation.task_loading import load_tasks
 
     spec = TaskSpec(name=name, limit=limit)
-    return load_tasks([spec], [str(folder)], EvaluationConfig(holdout=0), 0).leaves[0].items["search"]
+    return load_tasks([spec], paths, EvaluationConfig(holdout=0), 0).leaves[0].items["search"]
 
 
 if __name__ == "__main__":
