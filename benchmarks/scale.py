@@ -1,10 +1,10 @@
 """Measure how kinray's own work grows with the number of children, without models: a search with instant scores.
 
-    python benchmarks/scale.py [--children 10000] [--items 1000] [--tune 300] [--folder /tmp/kinray-scale]
+    python benchmarks/scale.py [--children 10000] [--items 1000] [--tune 300] [--evaluators 4] [--folder /tmp/kinray-scale]
 
 The searcher is driven as Tune drives it. All that a child costs besides its evaluation and Tune's own trial is real: proposals
 of Optuna, kinship by algebra over the tensors of an 8B Llama, ranking, rows, samples and state on the disk, the terminal.
-Then a search under Tune itself, on a private Ray with four actors that answer at once, shows what Tune's trials cost.
+Then a search under Tune itself, on a private Ray with actors that answer at once, shows what Tune's trials cost.
 """
 
 import argparse
@@ -62,14 +62,15 @@ def made_up_statistics(models: list[Founder]) -> Statistics:
 class InstantEvaluators:
     """Scores a recipe from its digest, deeper ones higher, so that the search goes on."""
 
-    def __init__(self, items: int) -> None:
+    def __init__(self, items: int, count: int = 4) -> None:
+        self._count = count
         self._items = tuple(str(number) for number in range(items))
         self.asked_at: list[tuple[float, float]] = []
         """Time on the clock and of the CPU when each child's result was fetched."""
 
     def ready(self) -> list[int]:
-        """Number four of them."""
-        return [0, 1, 2, 3]
+        """Number them."""
+        return list(range(self._count))
 
     def joined(self) -> list[int]:
         """Never grow."""
@@ -146,33 +147,33 @@ class Search:
         self._terminal.rest()
         return seconds
 
-    def run_under_tune(self) -> None:
+    def run_under_tune(self, slots: int) -> None:
         """Score all children."""
-        run_population(self.searcher, self.statistics, self.run.next_session(), 4, self.run.config, lambda: None)
+        run_population(self.searcher, self.statistics, self.run.next_session(), slots, self.run.config, lambda: None)
         self._terminal.rest()
         self.run.close()
 
 
-def under_tune(config: Config, children: int, items: int) -> None:
+def under_tune(config: Config, children: int, items: int, count: int) -> None:
     """Let Tune itself run a search whose evaluators answer at once, and print what a child costs the driver."""
     import ray
 
     class Instant:
         """Stands for an evaluator."""
 
-        def score(self, nodes: object, split: object, statistics: object) -> Scored:
+        def score(self, written: object, split: object, statistics: object) -> Scored:
             """Answer at once; what counts is made up by the driver."""
             return Scored({"task": TaskScore(0.5, 0.01, (), ())})
 
     with ray_session(config.cluster, config.evaluation):
-        evaluators = InstantEvaluators(items)
+        evaluators = InstantEvaluators(items, count)
         actors = [
             ray.remote(num_cpus=0)(Instant).options(name=evaluators.name(number)).remote() for number in evaluators.ready()
         ]
         ray.get([actor.__ray_ready__.remote() for actor in actors])
         search = Search(config, evaluators)
         started = time.perf_counter()
-        search.run_under_tune()
+        search.run_under_tune(count)
     (first, first_cpu), *_, (last, last_cpu) = evaluators.asked_at
     each = [1000 * seconds / (len(evaluators.asked_at) - 1) for seconds in (last_cpu - first_cpu, last - first)]
     print(
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=10_000)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--tune", type=int, default=300, help="children of the search under Tune; 0 for none")
+    parser.add_argument("--evaluators", type=int, default=4, help="of that search")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/kinray-scale"))  # noqa: S108
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
@@ -238,7 +240,7 @@ def main() -> None:
     print("MB on the disk:", ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sorted(sizes.items()) if size > 1e5))
     if arguments.tune:
         shutil.rmtree(arguments.folder)
-        under_tune(configured(arguments.folder, arguments.tune), arguments.tune, arguments.items)
+        under_tune(configured(arguments.folder, arguments.tune), arguments.tune, arguments.items, arguments.evaluators)
 
 
 if __name__ == "__main__":

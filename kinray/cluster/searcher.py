@@ -25,8 +25,8 @@ _GROWTH = 1.05
 search as in a short one; what the state lacks is replayed from the records."""
 
 _LOST = 32
-"""How often a child's trials may break before it is given up. The child is hardly to blame: a trial's process is lost with its
-node, and Tune then takes one idle process of that node after the other."""
+"""How often a child's trials may break, besides ``cluster.retries``, before it is given up. The child is hardly to blame: a
+trial's process is lost with its node, and Tune then takes one idle process of that node after the other."""
 
 _DIED = "its evaluator's process was killed each time that it was tried; most often memory has run out"
 
@@ -130,14 +130,14 @@ class PolicySearcher(Searcher):
         child, slot, started = self._out.pop(trial_id)
         if self.error is not None:
             return
-        broke = error or result is None
-        self._broke[child.name] += broke
-        if broke and self._broke[child.name] <= _LOST:
-            self._again.append((child, slot))
-            return
+        if error or result is None:
+            self._broke[child.name] += 1
+            if self._broke[child.name] <= self._run.config.cluster.retries + _LOST:
+                self._again.append((child, slot))
+                return
         self._free.append(slot)
         try:
-            if result is None or broke or "died" in result:
+            if error or result is None or "died" in result:
                 outcome: Result = Failed(_DIED, broke=True)
             else:
                 outcome = self._outcome(trial_id, child, slot, result)
@@ -205,8 +205,9 @@ class PolicySearcher(Searcher):
         if values:
             self._run.record_kinship(policy.generation, values)
             self._kinship.asked.clear()
-        if policy.finished or len(names) >= _GROWTH * self._kept:
-            self._kept = len(names)
+        size = len(policy.population.children)
+        if policy.finished or size >= _GROWTH * self._kept:
+            self._kept = size
             self._run.save_state(policy.state_dict())
 
     def _tell(self, child: Child, result: Result, *, remembered: bool) -> None:

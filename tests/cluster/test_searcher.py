@@ -230,7 +230,7 @@ def test_a_search_whose_trials_break_now_and_then_has_the_lineage_of_one_whose_t
 def test_a_child_whose_trials_break_each_time_is_given_up_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kinray.cluster.searcher._LOST", 2)
+    monkeypatch.setattr("kinray.cluster.searcher._LOST", 0)  # besides the two of cluster.retries
     run = RunFolder.create(a_config(tmp_path / "run"), {})
     searcher, policy, _ = a_searcher(run, FakeEvaluators())
     for trial in "abc":

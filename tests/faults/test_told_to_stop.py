@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.evolve.conftest import Evolve, Running
 from tests.faults.conftest import Unbroken
+from tests.faults.processes import below
 from tests.faults.table import Table
 
 pytestmark = pytest.mark.faults
@@ -30,11 +30,10 @@ def press_ctrl_c(running: Running) -> None:
 
 def tell_all(running: Running, what: signal.Signals) -> None:
     """Send a signal to the command and to all that it has started."""
-    first = psutil.Process(running.process.pid)
-    everyone = [*first.children(recursive=True), first]
-    assert any("raylet" in one.name() for one in everyone)
+    everyone = [*below(running.process.pid), running.process.pid]
+    assert "raylet\n" in {Path(f"/proc/{one}/comm").read_text() for one in everyone}
     for one in everyone:
-        one.send_signal(what)
+        os.kill(one, what)
 
 
 def test_run_that_is_told_to_stop_in_every_way_resumes_to_the_unbroken_run(
