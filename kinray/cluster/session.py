@@ -1,15 +1,12 @@
 """Join a Ray cluster, or start a private one that only this machine can reach and that leaves nothing behind."""
 
-import fcntl
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +16,7 @@ from kinray.config import ClusterConfig, EvaluationConfig
 from kinray.errors import RunError
 from kinray.evaluation.scratch import sweep
 from kinray.signals import shielded
+from kinray.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from kinray.cluster.nodes import Node
@@ -39,8 +37,8 @@ _PRIVATE = {
     # Nothing but this machine reaches it, and a token would be written into the home folder.
     "RAY_AUTH_MODE": "disabled",
 }
-_FOLDER = "kinray-ray-"
-_MARKER = "kinray.lock"
+_TEMPORARY = Path("/tmp"), "kinray-ray-"  # noqa: S108 (what is in it is private, see temporary_folder)
+"""Where the folder of Ray's sockets and logs lies, and how its name begins: the path of a socket may have 107 bytes only."""
 _OBJECT_STORE = 256 << 20
 """Bytes; recipes, statistics and scores travel, weights do not."""
 
@@ -111,7 +109,7 @@ def ray_session(
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with nullcontext() if cluster.address else _temporary_folder() as folder:
+    with nullcontext() if cluster.address else temporary_folder(*_TEMPORARY) as folder:
         try:
             sweep()
             with shielded():
@@ -122,25 +120,6 @@ def ray_session(
         finally:
             ray.shutdown()
             sweep()
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """Give a folder for Ray's sockets and logs, and remove it at the end, with those of sessions that were killed.
-
-    It lies in /tmp, since the path of a socket may have 107 bytes only. A lock on a file in it tells the living from the dead.
-    """
-    for marker in Path("/tmp").glob(f"{_FOLDER}*/{_MARKER}"):  # noqa: S108
-        with suppress(OSError), marker.open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(marker.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
-    try:
-        with (folder / _MARKER).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None:
@@ -160,7 +139,7 @@ def _connect(cluster: ClusterConfig, folder: Path | None, verbose: bool) -> None
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
             _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / "ray"),  # Ray opens it to everybody, but not the folder around it
             **common,
         )
 

@@ -1,6 +1,5 @@
 """Private folders for children that a backend loads from the disk: in memory where there is room, and never left behind."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,13 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kinray.errors import RoomError
+from kinray.temporary import sweep_folders, temporary_folder
 
 RAM = Path("/dev/shm")  # noqa: S108 (folders in it are private, see tempfile.mkdtemp)
 """A RAM disk, on Linux."""
 
 _CONTAINER = Path("/sys/fs/cgroup")
 _PREFIX = f"kinray-child-{os.geteuid()}-"
-_MARKER = "lock"
 _MARGIN = 64 << 20
 """Bytes for tokenizer, config and a little more."""
 
@@ -24,21 +23,13 @@ _MARGIN = 64 << 20
 def scratch_folder(nbytes: int) -> Iterator[Path]:
     """Give an empty folder of this user's alone for ``nbytes``, and remove it when the block ends, however it does.
 
-    A process that is killed cannot, so those of dead processes are removed first. A lock tells the living from the dead.
-
     Raises:
         RoomError: when there is too little room.
     """
     sweep()
-    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place_for(nbytes)))
-    try:
-        with (private / "new").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (private / "new").rename(private / _MARKER)  # nobody sees it before it is locked
-            (private / "child").mkdir()
-            yield private / "child"
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
+    with temporary_folder(place_for(nbytes), _PREFIX) as private:
+        (private / "child").mkdir()
+        yield private / "child"
 
 
 def place_for(nbytes: int) -> Path:
@@ -65,10 +56,7 @@ def place_for(nbytes: int) -> Path:
 def sweep() -> None:
     """Remove this user's folders whose processes have ended."""
     for place in (RAM, Path(tempfile.gettempdir())):
-        for marker in place.glob(f"{_PREFIX}*/{_MARKER}"):
-            with suppress(OSError), marker.open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(marker.parent, ignore_errors=True)
+        sweep_folders(place, _PREFIX)
 
 
 def _free(place: Path) -> int:

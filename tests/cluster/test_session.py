@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -31,6 +29,7 @@ with ray_session(ClusterConfig(), EvaluationConfig(device="cpu")) as session:
     (node,) = ray.nodes()
     folder = next(one for one in Path(node["RayletSocketName"]).parents if one.name.startswith("kinray-ray-"))
     assert folder.is_dir()
+    print("mode", oct(folder.stat().st_mode & 0o777))
     for name, address in sorted(set(sockets())):
         print("socket", address, name)
 print("left", folder.exists())
@@ -67,6 +66,10 @@ def test_a_private_session_leaves_nothing_behind(report: list[str]) -> None:
     assert "token False" in report
 
 
+def test_only_this_user_reaches_the_sockets_and_logs_of_a_private_session(report: list[str]) -> None:
+    assert "mode 0o700" in report
+
+
 def test_without_gpus_each_evaluator_has_two_cores(report: list[str]) -> None:
     import os
 
@@ -74,21 +77,6 @@ def test_without_gpus_each_evaluator_has_two_cores(report: list[str]) -> None:
 
     assert f"evaluators={max(1, len(os.sched_getaffinity(0)) // 2)}" in session
     assert "shards=1" in session
-
-
-def test_folders_of_killed_sessions_are_removed_and_those_of_living_ones_kept() -> None:
-    from kinray.cluster.session import _temporary_folder
-
-    stale = Path(tempfile.mkdtemp(prefix="kinray-ray-", dir="/tmp"))
-    (stale / "kinray.lock").touch()
-    foreign = Path(tempfile.mkdtemp(prefix="kinray-ray-", dir="/tmp"))
-
-    with _temporary_folder() as first, _temporary_folder() as second:
-        assert not stale.exists()
-        assert foreign.exists()
-        assert first.exists() and second.exists()
-    assert not first.exists()
-    foreign.rmdir()
 
 
 def test_more_evaluators_than_a_cluster_has_room_for_are_refused() -> None:
