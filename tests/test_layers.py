@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "kinray"
 # Each part may import itself and those of earlier rows. Parts of one row are siblings and do not know each other.
 LAYERS = (
     ("errors",),
-    ("config", "files", "signals", "versions"),
+    ("config", "files", "signals", "temporary", "versions"),
     ("core",),
     ("checkpoints", "search", "records"),
     ("engine",),
@@ -21,7 +21,7 @@ LAYERS = (
     ("cluster",),
     ("report",),
     ("demo",),
-    ("evolve", "kinship", "merge", "methods", "sweep"),
+    ("evolve", "kinship", "merge", "methods"),
 )
 ALLOWED_SIBLINGS = {("records", "kinray.search.population"), ("records", "kinray.search.space")}
 OWNERS = {

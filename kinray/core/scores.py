@@ -55,6 +55,7 @@ class Scored:
         where: device (or ``FROM_CACHE``) and node.
         tokens: that went through the model, padding included; what answers share counts once.
         gpu_seconds: for which a GPU was held: wall time without ``wait``, times the GPUs that an evaluator has.
+        asked: how many documents it was asked in this session; ``items`` are fewer where they are judged in clusters.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -62,6 +63,7 @@ class Scored:
     where: Mapping[str, str] = field(default_factory=dict)
     tokens: int = 0
     gpu_seconds: float = 0.0
+    asked: int = 0
 
     @property
     def score(self) -> float:
@@ -75,7 +77,7 @@ class Scored:
 
     @property
     def items(self) -> int:
-        """How many items it was asked."""
+        """How many items it has scores of."""
         return sum(len(task.items) for task in self.tasks.values())
 
     def on(self, items: Mapping[str, Sequence[str]]) -> "Scored":

@@ -113,9 +113,11 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
     def padded(values: Sequence[int], fill: Sequence[int]) -> list[int]:
         return [*values, *fill[len(values) :]]
 
-    # Padding sees itself alone and nothing sees it; its positions go on, so that transformers sees plain chains as such.
+    branched = bool(batch.prefix) or any(end != len(row.tokens) for row in batch.rows for end in row.ends)
+    # Padding sees itself alone and nothing sees it. Its positions go on behind plain chains, so that transformers sees these as
+    # such; behind branched rows, which are longer than their requests, that would lead beyond the positions that a model has.
     itself = range(1, longest + 1)
-    onward = range(len(batch.prefix), len(batch.prefix) + longest)
+    onward = [0] * longest if branched else range(longest)
     scored = [(at * longest + place, target) for at, row in enumerate(batch.rows) for place, target, _ in row.scored]
     places = sorted({place for place, _ in scored})
     where = {place: number for number, place in enumerate(places)}
@@ -128,7 +130,7 @@ def _tensors(batch: Batch, prefix: torch.Tensor, device: Any) -> _Tensors:
         tensor([padded(row.tokens, [0] * longest) for row in batch.rows]),
         tensor([padded(row.positions, onward) for row in batch.rows]),
         tensor([padded(row.ends, itself) for row in batch.rows]),
-        bool(batch.prefix) or any(end != len(row.tokens) for row in batch.rows for end in row.ends),
+        branched,
         tensor(places),
         tensor([where[place] for place, _ in scored]),
         tensor([target for _, target in scored]),

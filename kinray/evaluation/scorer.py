@@ -4,7 +4,7 @@ import math
 import platform
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -127,13 +127,17 @@ class Scorer:
         result = self._remembered.get(parts)
         if result is None:
             for result in self._asked(recipe, prepared, ends):
-                if isinstance(result, Failed) or result.items == len(prepared.items):
+                if isinstance(result, Failed) or result.asked == len(prepared.items):
                     self._remembered.put(parts, result)
                 yield result
             return
-        if isinstance(result, Scored) and all(task.paired for task in result.tasks.values()):
-            yield from (result.on(_by_task(prepared.items[:end])) for end in ends if end < len(prepared.items))
-        yield result
+        if isinstance(result, Failed):
+            yield result
+            return
+        if all(task.paired for task in result.tasks.values()) and not any(leaf.clustered for leaf in self._tasks.leaves):
+            for end in (end for end in ends if end < len(prepared.items)):
+                yield replace(result.on(_by_task(prepared.items[:end])), asked=end)
+        yield replace(result, asked=len(prepared.items))
 
     def _asked(self, recipe: Recipe, prepared: _Prepared, ends: Sequence[int]) -> Iterator[Scored | Failed]:
         if self._asking is not None:
@@ -164,7 +168,7 @@ class Scorer:
                 spent = seconds | {"evaluate": total - sum(seconds.values())}
                 where = {"device": self._device, "node": platform.node()}
                 gpus = self._config.cluster.gpus_per_evaluator if self._device == "cuda" else 0
-                yield Scored(scores, spent, where, tokens, gpus * total)
+                yield Scored(scores, spent, where, tokens, gpus * total, pack.end)
 
     def _take(self, pack: _Pack, answers: Answers, values: list[dict[int, Any]]) -> None:
         """Put a pack's answers where lm-eval's tasks look for them, and let these say what each item is worth."""

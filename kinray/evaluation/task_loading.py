@@ -13,10 +13,13 @@ from kinray.config import EvaluationConfig, TaskSpec
 from kinray.errors import TaskError, did_you_mean
 from kinray.evaluation.randomness import seeded
 from kinray.evaluation.task_files import check_task_files
-from kinray.evaluation.tasks import Leaf, LoadedTask, Prompts, Split, TaskSet
+from kinray.evaluation.tasks import Leaf, LoadedTask, Prompts, Split, TaskSet, clusters
 
-_UNBOUNDED = ("perplexity", "likelihood", "bleu", "chrf", "rouge")
+_UNBOUNDED = ("perplexity", "likelihood", "bleu", "chrf", "rouge", "mcc", "matthews", "corr", "pearson", "spearman", "kappa")
 """Parts of the names of metrics that do not lie between 0 and 1 though higher is better; ``bleu_acc`` and its like do."""
+
+_OWN_DATA = ("dataset_path", "custom_dataset", "class")
+"""What a task brings that a group defines, and does not only name."""
 
 
 def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: EvaluationConfig, seed: int) -> TaskSet:
@@ -35,7 +38,7 @@ def load_tasks(specs: Sequence[TaskSpec], paths: Sequence[str], config: Evaluati
     manager = _manager([spec.name for spec in specs], paths)
     managers = [_manager([spec.name], paths, spec.metadata) if spec.metadata else manager for spec in specs]
     with seeded(seed):  # some tasks shuffle their choices while they load
-        tasks = [LoadedTask(spec, _leaves(spec, own, config, seed)) for spec, own in zip(specs, managers, strict=True)]
+        tasks = [_loaded(spec, own, config, seed) for spec, own in zip(specs, managers, strict=True)]
     names = [leaf.name for task in tasks for leaf in task.leaves]
     for name in names:
         if names.count(name) > 1:
@@ -67,24 +70,35 @@ def _manager(names: Sequence[str], paths: Sequence[str], metadata: dict[str, Any
     return manager
 
 
-def _indexed(name: str, index: Mapping[str, Any]) -> bool:
-    """Tell whether a task was found, and of a group all that it names too."""
-    if name not in index:
+def _indexed(member: Any, index: Mapping[str, Any]) -> bool:
+    """Tell whether a task was found, and of a group all that it names too, with settings of their own or without."""
+    if isinstance(member, dict) and member.get("group") in index:
+        return _indexed(member["group"], index)
+    if isinstance(member, dict) and not isinstance(member.get("task"), list):
+        return any(key in member for key in _OWN_DATA) or _indexed(member.get("task"), index)
+    if not isinstance(member, dict) and member not in index:
         return False
-    members = (index[name].cfg or {}).get("task")
-    return not isinstance(members, list) or all(_indexed(member, index) for member in members if isinstance(member, str))
+    members = (member if isinstance(member, dict) else index[member].cfg or {}).get("task")
+    return not isinstance(members, list) or all(_indexed(one, index) for one in members)
 
 
-def _leaves(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -> list[Leaf]:
+def _loaded(spec: TaskSpec, manager: Any, config: EvaluationConfig, seed: int) -> LoadedTask:
     try:
-        loaded: dict[str, Any] = manager.load([spec.name])["tasks"]
+        found = manager.load([spec.name])
     except Exception as error:  # whatever a task's files or data raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TaskError(f"Task '{spec.name}' cannot be loaded: {type(error).__name__}: {reason[0][:300]}") from error
-    leaves = [_leaf(name, task, spec, config, seed) for name, task in loaded.items()]
+    leaves = [_leaf(name, task, spec, config, seed) for name, task in found["tasks"].items()]
     if spec.gen_kwargs and not any(leaf.task.OUTPUT_TYPE == "generate_until" for leaf in leaves):
         raise TaskError(f"Task '{spec.name}' generates no text, so it takes no gen_kwargs. Leave them out.")
-    return leaves
+    return LoadedTask(spec, leaves, _equally(found["groups"].get(spec.name), leaves))
+
+
+def _equally(group: Any, leaves: Sequence[Leaf]) -> bool:
+    """Tell whether a group averages its tasks whatever their sizes, where these differ."""
+    said = {one.metric: one.weight_by_size for one in getattr(group, "aggregate_metric_list", None) or []}
+    by_size = said.get(leaves[0].metric, next(iter(said.values()), True))
+    return not by_size and any(len({len(leaf.items[split]) for leaf in leaves}) > 1 for split in leaves[0].items)
 
 
 def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: int) -> Leaf:
@@ -95,23 +109,52 @@ def _leaf(name: str, task: Any, spec: TaskSpec, config: EvaluationConfig, seed: 
     if spec.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
         task.set_config("generation_kwargs", spec.gen_kwargs, update=True)
     wanted, _, chosen = (spec.metric or "").partition(",")
-    better = task.higher_is_better()
-    if wanted and wanted not in better:
+    better, functions = task.higher_is_better(), _functions(task)
+    if wanted and wanted not in better and not functions:
         raise TaskError(f"Task '{name}' has no metric '{wanted}'.{did_you_mean(wanted, better)}")
     metric = wanted or next(iter(better))
+    declared = metric if metric in better else functions[0]
     filters = [pipeline.name for pipeline in task._filters]
     if chosen and chosen not in filters:
         raise TaskError(f"Task '{name}' has no filter '{chosen}'.{did_you_mean(chosen, filters)}")
-    if spec.scale is None and not (better[metric] and _bounded(metric)):
+    if spec.scale is None and not (better[declared] and _bounded(metric)):
         raise TaskError(f"Metric '{metric}' of task '{name}' is not between 0 and 1. Give the task a scale: [worst, best].")
-    aggregate = task.aggregation().get(metric)
-    from lm_eval.api.metrics import mean
+    aggregate = task.aggregation().get(declared)
+    from lm_eval.api.metrics import acc_all, mean
 
-    items = _split(name, len(task.eval_docs), spec.limit, config.held_share, seed)
+    units = clusters(task.eval_docs) if aggregate is acc_all else [[number] for number in range(len(task.eval_docs))]
+    items = _split(name, units, spec.limit, config.held_share, seed)
     if spec in config.held_tasks:
         items = {"search": [], "holdout": items["search"]}
+    elif task.config.num_fewshot:
+        _keep_apart(name, task, items["holdout"])
     prompts = _prompts(spec, config, seed)
     return Leaf(name, task, metric, chosen or None, aggregate or mean, aggregate in (mean, None), items, prompts)
+
+
+def _functions(task: Any) -> list[str]:
+    """Name the metrics that are functions of the task's own: what they return may have further names."""
+    metrics = [entry.get("metric") for entry in getattr(task.config, "metric_list", None) or []]
+    return [metric.__name__ for metric in metrics if callable(metric)]
+
+
+def _keep_apart(name: str, task: Any, held: Sequence[int]) -> None:
+    """Let no held-out item be an example in a prompt, where a task draws examples from its own items."""
+    sampler = getattr(task, "sampler", None)
+    pool = list(task.fewshot_docs() if sampler is None else sampler.df)
+    hidden = {repr(task.eval_docs[number]) for number in held}
+    kept = [document for document in pool if repr(document) not in hidden]
+    if len(kept) == len(pool):
+        return
+    if len(kept) <= task.config.num_fewshot:
+        raise TaskError(
+            f"Task '{name}' draws its {task.config.num_fewshot} few-shot examples from its own items, and {len(kept)} are left "
+            "beside those held out. Lower num_fewshot or evaluation.holdout."
+        )
+    if sampler is None:
+        task._fewshot_docs = kept
+    else:
+        sampler.replace_df(kept)
 
 
 def _prompts(spec: TaskSpec, config: EvaluationConfig, seed: int) -> Prompts:
@@ -136,14 +179,20 @@ def _bounded(metric: str) -> bool:
     return metric.endswith("acc") or not any(part in metric.lower() for part in _UNBOUNDED)
 
 
-def _split(name: str, count: int, limit: int | None, holdout: float, seed: int) -> dict[Split, list[int]]:
-    """Draw the items of both splits: held out first, so that changing ``limit`` never moves an item between them."""
+def _split(name: str, units: Sequence[Sequence[int]], limit: int | None, holdout: float, seed: int) -> dict[Split, list[int]]:
+    """Draw the items of both splits: held out first, so that changing ``limit`` never moves an item between them.
+
+    Returns:
+        the documents of each split, ascending; an item is one document, or all that are judged together.
+    """
+    count = len(units)
     order = list(range(count))
     random.Random(f"{seed}/{name}/items").shuffle(order)
     held = round(count * holdout)
     search, rest = order[held:], order[:held]
     if limit is not None:
-        search, rest = search[:limit], rest[: math.ceil(limit * holdout / (1 - holdout))]
+        search, rest = search[:limit], rest[: max(2, math.ceil(limit * holdout / (1 - holdout)))]
     if len(search) < 2 or (holdout and len(rest) < 2):
         raise TaskError(f"Task '{name}' has {count} items: too few to search on {1 - holdout:.0%} and hold out {holdout:.0%}.")
-    return {"search": sorted(search), "holdout": sorted(rest)}
+    drawn: dict[Split, list[int]] = {"search": search, "holdout": rest}
+    return {split: sorted(document for unit in own for document in units[unit]) for split, own in drawn.items()}

@@ -76,7 +76,7 @@ class Leaf:
             return dict(ordered)
         right: dict[int | str, bool] = {}
         for _, (said, document) in ordered:
-            name = f"{document['idx']['paragraph']}/{document['idx']['question']}"
+            name = _cluster(document)
             right[name] = right.get(name, True) and (document["label"] == 1) == said
         return {name: float(all_right) for name, all_right in right.items()}
 
@@ -92,10 +92,17 @@ class Leaf:
         for doc_id in by_doc:
             group = sorted(by_doc[doc_id], key=lambda instance: instance.idx)
             metrics = self.task.process_results(group[0].doc, [one.filtered_resps[chosen] for one in group])
-            if self.metric not in metrics:
-                raise TaskError(f"Task '{self.name}' gives no metric '{self.metric}'.{did_you_mean(self.metric, metrics)}")
-            values[doc_id] = metrics[self.metric]
+            values[doc_id] = metrics[self._name_in(metrics)]
         return values
+
+    def _name_in(self, metrics: Mapping[str, Any]) -> str:
+        """Return what lm-eval calls the metric; a function of the task's own gives its results names, such as pass@1."""
+        if self.metric in metrics:
+            return self.metric
+        declared = getattr(self.task, "_metric_fn_list", {})
+        if self.metric in declared and (named := [name for name in metrics if name not in declared]):
+            return named[0]
+        raise TaskError(f"Task '{self.name}' gives no metric '{self.metric}'.{did_you_mean(self.metric, metrics)}")
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,12 @@ class LoadedTask:
     Args:
         spec: its configuration.
         leaves: the lm-eval tasks that it names.
+        equally: whether leaves of different sizes count alike (``weight_by_size: false`` of lm-eval's groups).
     """
 
     spec: TaskSpec
     leaves: list[Leaf] = field(default_factory=list)
+    equally: bool = False
 
     def count(self, split: Split) -> int:
         """Count the items of a split."""
@@ -134,10 +143,10 @@ class LoadedTask:
     @property
     def bounded(self) -> bool:
         """Whether its score is a mean over items that lie between 0 and 1, which racing is for."""
-        return self.spec.scale is None and all(leaf.is_mean for leaf in self.leaves)
+        return self.spec.scale is None and not self.equally and all(leaf.is_mean for leaf in self.leaves)
 
     def judge(self, values: Sequence[Mapping[int, Any]]) -> TaskScore:
-        """Turn the items' values into one score; leaves count by their items, as in lm-eval's groups.
+        """Turn the items' values into one score; leaves count by their items or equally, as in lm-eval's groups.
 
         Args:
             values: of each leaf, by document number; there is at least one.
@@ -147,13 +156,15 @@ class LoadedTask:
         """
         judged = [(leaf, leaf.by_item(own)) for leaf, own in zip(self.leaves, values, strict=True) if own]
         total = sum(len(own) for _, own in judged)
-        shares = [len(own) / total for _, own in judged]
+        shares = [1 / len(judged) if self.equally else len(own) / total for _, own in judged]
         pairs = [_score(leaf, list(own.values())) for leaf, own in judged]
         score = math.fsum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
         error = math.sqrt(math.fsum((share * pair[1]) ** 2 for share, pair in zip(shares, pairs, strict=True)))
         paired = all(leaf.is_mean or leaf.clustered for leaf in self.leaves)
-        flat = [_number(value) for _, own in judged for value in own.values()]
-        if paired and len(self.leaves) > 1:
+        # What each item contributes, so that the score is the mean.
+        parts = [total / (len(judged) * len(own)) if self.equally else 1.0 for _, own in judged]
+        flat = [_number(value) * part for part, (_, own) in zip(parts, judged, strict=True) for value in own.values()]
+        if paired and len(self.leaves) > 1 and not self.equally:
             error = standard_error(flat)
         if self.spec.scale is not None:
             worst, best = self.spec.scale
@@ -206,6 +217,18 @@ class TaskSet:
                 place = next(number)
                 own += [Item(task.spec.name, task.label(leaf, item), place, item) for item in leaf.items[split]]
         return [places[task][place] for task, place in self.order(split, seed).items]
+
+
+def clusters(documents: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """List the documents that are judged together."""
+    together: dict[str, list[int]] = defaultdict(list)
+    for number, document in enumerate(documents):
+        together[_cluster(document)].append(number)
+    return list(together.values())
+
+
+def _cluster(document: Mapping[str, Any]) -> str:
+    return f"{document['idx']['paragraph']}/{document['idx']['question']}"
 
 
 def _score(leaf: Leaf, values: Sequence[Any]) -> tuple[float, float]:

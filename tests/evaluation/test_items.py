@@ -1,12 +1,13 @@
 """Which items a search sees and which are held out."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from kinray.errors import TaskError
 from kinray.evaluation.tasks import Leaf
-from tests.evaluation.tiny import load
+from tests.evaluation.tiny import CHOICES, load, write_task
 
 
 def items(
@@ -80,3 +81,55 @@ def test_named_tasks_are_held_out_whole_and_the_others_searched_whole(tasks: lis
     assert counts == {"demo_numbers": (40, 0), "demo_words": (0, 40), "demo_letters": (0, 10)}
     assert {item.task for item in loaded.items("search", 0)} == {"demo_numbers"}
     assert {item.task for item in loaded.items("holdout", 0)} == {"demo_words", "demo_letters"}
+
+
+def test_a_small_limit_holds_out_two_items_at_least(tasks: list[Path]) -> None:
+    split = items(tasks, holdout=0.1, limit=4).items
+
+    assert (len(split["search"]), len(split["holdout"])) == (4, 2)
+
+
+def test_answers_to_one_question_are_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"{number}",
+            "choices": ["no", "yes"],
+            "answer": 1,
+            "idx": {"paragraph": question // 2, "question": question},
+        }
+        for question in range(20)
+        for number in range(3)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "metrics.py").write_text("from lm_eval.api.metrics import acc_all\n")
+    name = write_task(tmp_path, "clusters", {**CHOICES, "metric_list": None}, tmp_path / "rows.jsonl")
+    settings = (tmp_path / f"{name}.yaml").read_text()
+    metrics = "metric_list: [{metric: acc, aggregation: !function metrics.acc_all, higher_is_better: true}]"
+    (tmp_path / f"{name}.yaml").write_text(settings.replace("metric_list: null", metrics))
+
+    (leaf,) = load([{"name": name, "limit": 5}], [tmp_path], holdout=0.5).leaves
+
+    questions = {split: [rows[number]["idx"]["question"] for number in own] for split, own in leaf.items.items()}
+    assert all(len(own) == 15 and len(set(own)) == 5 for own in questions.values())
+    assert not set(questions["search"]) & set(questions["holdout"])
+
+
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_no_held_out_item_is_an_example_where_examples_come_from_the_same_items(
+    sampler: str, words: Path, tmp_path: Path
+) -> None:
+    name = write_task(tmp_path, "own", CHOICES, words, fewshot_config={"sampler": sampler, "split": "test"})
+
+    (leaf,) = load([{"name": name, "num_fewshot": 3}], [tmp_path], holdout=0.5).leaves
+
+    hidden = [leaf.task.eval_docs[number] for number in leaf.items["holdout"]]
+    leaf.task.set_fewshot_seed(0)
+    drawn = [example for number in range(40) for example in leaf.task.sampler.sample(3, leaf.task.eval_docs[number])]
+    assert len(drawn) == 120 and not any(example in hidden for example in drawn)
+
+
+def test_too_few_examples_beside_the_held_out_items_are_said(words: Path, tmp_path: Path) -> None:
+    name = write_task(tmp_path, "own", CHOICES, words)
+
+    with pytest.raises(TaskError, match=r"draws its 10 few-shot examples from its own items, and 8 are left"):
+        load([{"name": name, "num_fewshot": 10}], [tmp_path], holdout=0.8)

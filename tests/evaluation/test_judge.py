@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from kinray.core.scores import TaskScore
 from kinray.errors import RunError, TaskError
@@ -148,6 +149,33 @@ def test_a_group_counts_its_tasks_by_their_items(grouped: list[Path]) -> None:
     assert result.score == pytest.approx(8 / 48)
     assert result.stderr == pytest.approx(np.std([1.0] * 8 + [0.0] * 40, ddof=1) / np.sqrt(48))
     assert result.paired
+
+
+def test_a_group_that_says_so_counts_its_tasks_equally(grouped: list[Path]) -> None:
+    from lm_eval.api.metrics import mean_stderr, unweighted_mean_stderr
+
+    from kinray.core.scores import task_difference
+
+    metrics = [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}]
+    group = {"group": "equal", "task": ["short", "long"], "aggregate_metric_list": metrics}
+    (grouped[-1] / "equal.yaml").write_text(yaml.safe_dump(group))
+    (loaded,) = load(["equal"], grouped, holdout=0).tasks
+    drawn = np.random.default_rng(5)
+    values, others = (
+        {name: (drawn.random(count) < rate).astype(float) for name, count, rate in (("short", 8, 0.8), ("long", 40, 0.3))}
+        for _ in range(2)
+    )
+
+    result, other = (loaded.judge([dict(enumerate(own[leaf.name])) for leaf in loaded.leaves]) for own in (values, others))
+
+    assert result.score == pytest.approx(np.mean([np.mean(own) for own in values.values()]))
+    assert result.stderr == pytest.approx(unweighted_mean_stderr([mean_stderr(own) for own in values.values()]))
+    assert np.mean(result.values) == pytest.approx(result.score)
+    gap = task_difference(result, other)
+    parts = [np.subtract(values[name], others[name]) for name in values]
+    assert gap.mean == pytest.approx(np.mean([part.mean() for part in parts]))
+    assert gap.stderr == pytest.approx(np.hypot(*(part.std(ddof=1) / np.sqrt(len(part)) for part in parts)) / 2, rel=0.1)
+    assert not loaded.bounded
 
 
 def test_items_of_a_group_are_labelled_with_their_task(grouped: list[Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinray.evaluation.packing import WIDTH, Batch, Plan, Request, Row, plan, request_of
+from kinray.evaluation.packing import PREFIX, WIDTH, Batch, Plan, Request, Row, plan, request_of
 
 Token = st.integers(0, 3)
 """Few tokens, so that requests often begin alike."""
@@ -145,3 +145,23 @@ def test_a_request_is_cut_from_the_left_as_in_lm_eval(longest: int) -> None:
 
     assert list(request.tokens) == (context + answer)[-(longest + 1) :][:-1]
     assert list(request.targets) == answer
+
+
+def test_no_position_lies_beyond_those_of_the_requests() -> None:
+    from kinray.evaluation.packed import Packed
+
+    shared = tuple(range(60))
+    requests = [
+        Request((*shared, *range(100 * question, 100 * question + length), answer, answer), (answer,), question, "task")
+        for question, length in enumerate((97, 97, 95, 90), 1)
+        for answer in (7, 8, 9)
+    ]
+    longest = max(len(request.tokens) for request in requests)
+
+    for prefix in (PREFIX, None):
+        made = plan(requests, 512, prefix=prefix)
+        batches = [batch for own in Packed(requests, made, "cpu").batches.values() for batch in own]
+
+        assert max(len(batch.prefix) + len(row.tokens) for batch in made.batches for row in batch.rows) > longest
+        assert any(len({len(row.tokens) for row in batch.rows}) > 1 for batch in made.batches)
+        assert max(int(batch.positions.max()) for batch in batches) == longest - 1

@@ -1,8 +1,10 @@
 """Loading tasks: names, metrics and scales, with errors that say what to do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from kinray.errors import TaskError
 from kinray.evaluation.tasks import Prompts
@@ -220,3 +222,72 @@ def test_a_template_is_compiled_once_for_all_documents(tasks: list[Path]) -> Non
     assert lm_eval.utils.env.from_string("{{a}} of {{b}}") is lm_eval.utils.env.from_string("{{a}} of {{b}}")
     assert lm_eval.utils.apply_template("{{a}} of {{b}}", {"a": 1, "b": 2}) == "1 of 2"
     assert lm_eval.utils.apply_template("{{a}} of {{b}}", {"a": 3, "b": 4}) == "3 of 4"
+
+
+FUNCTIONS = """
+def several(references, predictions, **_):
+    right = float(references[0] == predictions[0])
+    return {"right@1": right, "wrong@1": 1 - right}
+"""
+
+
+@pytest.mark.parametrize(("metric", "expected"), [(None, [1.0, 0.0]), ("wrong@1", [0.0, 1.0])])
+def test_a_metric_that_is_a_function_names_its_results_itself(
+    metric: str | None, expected: list[float], words: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    name = write_task(tmp_path, "several", GENERATED, words)
+    said = "metric_list:\n- {metric: !function functions.several, aggregation: mean, higher_is_better: true}\n"
+    settings = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
+    del settings["metric_list"]
+    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings) + said)
+    (leaf,) = load([{"name": name, "metric": metric}], [tmp_path], holdout=0).leaves
+    leaf.task.build_all_requests(samples=[0, 1], rank=0, world_size=1)
+    for instance, right in zip(leaf.task.instances, (True, False), strict=True):
+        instance.resps = [leaf.task.doc_to_target(instance.doc) if right else "neither"]
+
+    values = leaf.values(leaf.task.instances)
+
+    assert list(values.values()) == expected
+
+
+def test_a_name_that_no_function_gives_is_told_when_the_first_model_is_judged(words: Path, tmp_path: Path) -> None:
+    (leaf,) = load(["demo_words"], [words.parent], holdout=0).leaves
+    leaf.metric = "brier"
+
+    with pytest.raises(TaskError, match="gives no metric 'brier'"):
+        leaf._name_in({"acc": 1.0})
+
+
+@pytest.mark.parametrize("form", [{"task": "winogrande", "num_fewshot": 2}, {"group": "inner", "task": ["winogrande"]}])
+def test_a_group_may_name_lm_evals_tasks_with_settings_of_their_own(
+    form: dict[str, Any], tasks: list[Path], tmp_path: Path, indexed: list[bool]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"group": "mine", "task": ["demo_words", form]}))
+
+    with pytest.raises(TaskError, match="Task 'mine' cannot be loaded"):  # for the stand-in has no winogrande
+        load(["mine"], [*tasks, tmp_path])
+
+    assert indexed == [False, True]
+
+
+def test_a_task_that_a_group_defines_needs_no_file_of_lm_evals(words: Path, tmp_path: Path, indexed: list[bool]) -> None:
+    own = {
+        "task": "inside",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(words)}},
+        "test_split": "test",
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"group": "mine", "task": [{**own, **CHOICES}]}))
+
+    (leaf,) = load(["mine"], [tmp_path], holdout=0).leaves
+
+    assert leaf.name == "mine::inside" and indexed == [False]
+
+
+def test_a_correlation_needs_a_scale(words: Path, tmp_path: Path) -> None:
+    metrics = [{"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]
+    name = write_task(tmp_path, "pairs", CHOICES, words, metric_list=metrics)
+
+    with pytest.raises(TaskError, match="'mcc' of task 'pairs' is not between 0 and 1"):
+        load([name], [tmp_path])
