@@ -1,35 +1,21 @@
-"""Evaluator actors: long-lived processes with a resident model, each scoring one child at a time."""
+"""The evaluator actor: a long-lived process with a resident model, scoring one child at a time."""
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from kinray.checkpoints.models import ModelSpec
-from kinray.cluster.asking import asked
-from kinray.cluster.nodes import Node
-from kinray.cluster.session import Session, room
 from kinray.config import Config
-from kinray.core.recipe import Recipe, from_text, to_text
+from kinray.core.recipe import Recipe, from_text
 from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
 from kinray.engine.parent_cache import ParentCache
 from kinray.evaluation.tasks import Split
 from kinray.records.store import is_uri
 
-_CLOSING = 10.0
-"""Seconds that evaluators have to clean up."""
-
-_LOOK = 10.0
-"""Seconds between two looks at whether a cluster has grown."""
-
 _REMEMBERED = 4
 """Results that an evaluator keeps, so that asking again for one that was just scored costs nothing."""
-
 
 CacheOfRun = tuple[str, float | str]
 """What ``ParentCache.of_run`` takes: the run, and the budget in gigabytes."""
@@ -119,7 +105,7 @@ class Evaluator:
             while len(known) <= number:
                 known.append(self._try(lambda: next(rounds), key, statistics))
             result = known[number]
-            if isinstance(result, Scored) and result.items < ends[-1]:
+            if isinstance(result, Scored) and result.asked < ends[-1]:
                 return result, False
             self._under_way = None
             self._remember(key, result)
@@ -157,145 +143,3 @@ class Evaluator:
             reason = str(error).strip().splitlines() or ["no message"]
             return Failed(f"{type(error).__name__}: {reason[0][:500]}", broke=True)
         return result
-
-
-class Evaluators:
-    """All evaluators of a search, seen from the driver and, by their names, from Tune's trials.
-
-    Args:
-        specs: the base and the founders.
-        config: of the run.
-        session: what the cluster gives.
-        nodes: the node of each evaluator to begin with; elsewhere if it is lost.
-        say: told of nodes that joined.
-    """
-
-    def __init__(
-        self,
-        specs: Sequence[ModelSpec],
-        config: Config,
-        session: Session,
-        nodes: Sequence[Node],
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        threads = str(session.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-        self._cluster, self._session, self._say = config.cluster, session, say
-        self._statistics: Any = None
-        self._actor = ray.remote(
-            max_restarts=-1,
-            max_task_retries=config.cluster.retries,
-            runtime_env={"env_vars": environment if session.device == "cpu" else {}},
-            **({"num_gpus": session.gpus} if session.device == "cuda" else {"num_cpus": 1}),
-        )(Evaluator)
-        self._arguments = (specs, config, session.device, os.getcwd(), cache_of(config))
-        self._actors: list[Any] = []
-        self._ready: list[int] = []
-        self._joining: dict[Any, int] = {}
-        """Evaluators that were started later and are not ready yet, by what they answer when they are."""
-        self._looked = time.monotonic()
-        for node in nodes:
-            self._start(NodeAffinitySchedulingStrategy(node.id, soft=True))
-        self._ready += self._joining.values()
-        self._joining.clear()
-
-    def name(self, number: int) -> str:
-        """Return the name by which Ray knows an evaluator."""
-        return f"evaluator-{number}"
-
-    def ready(self) -> list[int]:
-        """Return the numbers of all evaluators that can be given work."""
-        return list(self._ready)
-
-    def joined(self) -> list[int]:
-        """Start evaluators where nodes have joined, and return the numbers of those that became ready since the last call."""
-        if not self._session.grows or time.monotonic() < self._looked + _LOOK:
-            return []
-        self._looked = time.monotonic()
-        wanted = room(self._session) if self._cluster.evaluators == "auto" else int(self._cluster.evaluators)
-        while len(self._actors) < wanted:
-            self._start("SPREAD")
-        done, _ = ray.wait(list(self._joining), num_returns=max(1, len(self._joining)), timeout=0)
-        new = []
-        for number, ref in ((self._joining.pop(ref), ref) for ref in done):
-            try:
-                ray.get(ref)
-            except ray.exceptions.RayError as error:
-                self._say(f"A node that joined the cluster is not used, since it cannot score: {_reason(error)}")
-            else:
-                self._say(f"A node joined the cluster: {self.name(number)} scores too.")
-                new.append(number)
-        self._ready += new
-        return new
-
-    def _start(self, strategy: Any) -> None:
-        number = len(self._actors)
-        handle = self._actor.options(name=self.name(number), scheduling_strategy=strategy).remote(*self._arguments)
-        self._actors.append(handle)
-        self._joining[handle.warm.remote()] = number
-
-    def share(self, statistics: Statistics) -> None:
-        """Give the founders' statistics to all evaluators; before anything is scored."""
-        self._statistics = ray.put(statistics)
-
-    def so_far(self, number: int, recipe: Recipe) -> Scored | None:
-        """Return what a child scored so far that one evaluator asks in rounds; None if it has lost it."""
-        try:
-            known: Scored | None = ray.get(self._actors[number].so_far.remote(recipe.digest))
-        except ray.exceptions.RayError:
-            return None
-        return known
-
-    def score_now(self, number: int, recipe: Recipe) -> Scored | Failed:
-        """Return the result of a recipe from one evaluator, at once if it has just scored it."""
-        retries = self._cluster.retries
-        for attempt in range(retries + 1):
-            try:
-                return self._result(self._actors[number], recipe)
-            except ray.exceptions.RayError as error:
-                if attempt == retries:
-                    return Failed(_reason(error), broke=True)
-        raise AssertionError
-
-    def _result(self, handle: Any, recipe: Recipe) -> Scored | Failed:
-        """Ask with the recipe's digest first: with its ancestors it is long in a late generation."""
-        known: Scored | Failed | None = ray.get(asked(handle, "recall", recipe.digest, "search"))
-        if known is not None:
-            return known
-        scored: Scored | Failed = ray.get(asked(handle, "score", to_text(recipe), "search", self._statistics))
-        return scored
-
-    def score_all(self, jobs: Sequence[tuple[Recipe, Split]]) -> list[Scored | Failed]:
-        """Score recipes outside of the search, spread over all evaluators; results come in the order of the jobs."""
-        results: dict[int, Scored | Failed] = {}
-        waiting = [(number, 0) for number in range(len(jobs))]
-        busy: dict[Any, tuple[int, int, Any]] = {}
-        free = [self._actors[number] for number in self._ready]
-        while waiting or busy:
-            while waiting and free:
-                number, attempt = waiting.pop(0)
-                recipe, split = jobs[number]
-                handle = free.pop()
-                busy[asked(handle, "score", to_text(recipe), split, self._statistics)] = (number, attempt, handle)
-            (done,), _ = ray.wait(list(busy), num_returns=1)
-            number, attempt, handle = busy.pop(done)
-            free.append(handle)
-            try:
-                results[number] = ray.get(done)
-            except ray.exceptions.RayError as error:
-                if attempt < self._cluster.retries:
-                    waiting.append((number, attempt + 1))
-                else:
-                    results[number] = Failed(_reason(error), broke=True)
-        return [results[number] for number in range(len(jobs))]
-
-    def close(self) -> None:
-        """Let the evaluators remove what they keep on their nodes; one that is lost or busy is not waited for."""
-        closing = [self._actors[number].close.remote() for number in self._ready]
-        ray.wait(closing, num_returns=len(closing), timeout=_CLOSING)
-
-
-def _reason(error: Exception) -> str:
-    """Say what an evaluator ended with; of Ray's long texts the last line tells most."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[-1][:500]}"

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from kinray.cluster.evaluator import Evaluators
+from kinray.cluster.asking import UnreachableError
+from kinray.cluster.evaluators import Evaluators
 from kinray.cluster.kinship import SearchKinship
 from kinray.core.recipe import to_text
 from kinray.core.scores import Difference, Failed, Result, Scored, Stopped
@@ -84,8 +85,8 @@ class PolicySearcher(Searcher):
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._free = evaluators.ready()[::-1]
         self._out: dict[str, tuple[Child, int, float]] = {}
-        self._again: list[tuple[Child, int]] = []
-        """Children whose trials broke, each with the evaluator that it has."""
+        self._again: list[tuple[Child, int | None]] = []
+        """Children whose trials broke, each with the evaluator that it has; None where that does not answer."""
         self._broke: Counter[str] = Counter()
         self._noted: tuple[int, str | None] = (-1, None)
         self._kept = 0
@@ -99,13 +100,13 @@ class PolicySearcher(Searcher):
             return Searcher.FINISHED
         try:
             self._free[:0] = self._evaluators.joined()
-            given = self._again.pop(0) if self._again else self._next_child()
+            given = self._next_again() or self._next_child()
             recipe = to_text(given[0].recipe) if given is not None else ""
         except Exception as error:
             self.error = error
             return Searcher.FINISHED
         if given is None:
-            return Searcher.FINISHED if self._policy.finished and not self._policy.population.out else None
+            return Searcher.FINISHED if self._policy.finished and not (self._out or self._again) else None
         child, slot = given
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
@@ -135,21 +136,26 @@ class PolicySearcher(Searcher):
             if self._broke[child.name] <= self._run.config.cluster.retries + _LOST:
                 self._again.append((child, slot))
                 return
-        self._free.append(slot)
         try:
             if error or result is None or "died" in result:
                 outcome: Result = Failed(_DIED, broke=True)
             else:
                 outcome = self._outcome(trial_id, child, slot, result)
+            self._free.append(slot)
             asked = outcome.partial if isinstance(outcome, Stopped) else outcome
             if isinstance(asked, Scored):
                 asked.seconds["wait"] = time.perf_counter() - started - sum(asked.seconds.values())
             self._tell(child, outcome, remembered=False)
+        except UnreachableError:
+            self._evaluators.lose(slot)
+            self._again.append((child, None))
         except Exception as caught:
             self.error = caught
 
     def _outcome(self, trial_id: str, child: Child, slot: int, result: dict[str, Any]) -> Result:
         """Take a child's result from its evaluator, or what it came to when it was stopped."""
+        if "unreachable" in result:
+            raise UnreachableError
         if (stopped := self._stopped.pop(trial_id, None)) is not None:
             return stopped
         if self.ends and result.get("items", self.ends[-1]) < self.ends[-1]:  # a rule of Tune's stopped it
@@ -173,6 +179,14 @@ class PolicySearcher(Searcher):
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Pickle as None: Tune keeps a copy of its arguments, which nothing reads."""
         return type(None), ()
+
+    def _next_again(self) -> tuple[Child, int] | None:
+        """Return a child whose trial broke, if there is an evaluator for it."""
+        for place, (child, slot) in enumerate(self._again):
+            if slot is not None or self._free:
+                del self._again[place]
+                return child, self._free.pop() if slot is None else slot
+        return None
 
     def _next_child(self) -> tuple[Child, int] | None:
         """Return a child that was not scored before and a free evaluator for it."""

@@ -61,6 +61,7 @@ class Session:
         nodes: of the cluster.
         grows: whether nodes that join later are used too.
         gpus: of each evaluator, if it works on GPUs.
+        most: the evaluators that there is ever work for.
     """
 
     device: str
@@ -70,11 +71,12 @@ class Session:
     nodes: "tuple[Node, ...]" = ()
     grows: bool = False
     gpus: int = 1
+    most: int = _MOST
 
     @property
     def slots(self) -> int:
         """The children that may be scored at once, at most."""
-        return _MOST if self.grows else self.evaluators
+        return self.most if self.grows else self.evaluators
 
 
 @contextmanager
@@ -84,6 +86,7 @@ def ray_session(
     specs: Sequence[ModelSpec] = (),
     folders: Sequence[str] = (),
     *,
+    most: int = _MOST,
     say: Callable[[str], None] = lambda _: None,
     verbose: bool = False,
 ) -> Iterator[Session]:
@@ -94,6 +97,7 @@ def ray_session(
         evaluation: on what device.
         specs: models that every node must have.
         folders: further folders that every node must have.
+        most: models that are ever scored at once, so that no more evaluators are started.
         say: told of a long wait.
         verbose: whether to show the workers' logs.
 
@@ -115,8 +119,8 @@ def ray_session(
             with shielded():
                 _connect(cluster, folder, verbose)
             if cluster.address is not None and evaluation.device == "cuda":
-                _await_gpu(cluster, say)
-            yield _session(cluster, evaluation, _nodes(cluster, specs, folders))
+                _await_gpu(cluster, most, say)
+            yield _session(cluster, evaluation, _nodes(cluster, specs, folders), most)
         finally:
             ray.shutdown()
             sweep()
@@ -156,7 +160,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _await_gpu(cluster: ClusterConfig, say: Callable[[str], None]) -> None:
+def _await_gpu(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> None:
     """Ask the autoscaler for the GPUs of all evaluators and wait for those of the first."""
     from ray.autoscaler.sdk import request_resources
 
@@ -168,7 +172,8 @@ def _await_gpu(cluster: ClusterConfig, say: Callable[[str], None]) -> None:
         return
     what = "a GPU" if gpus == 1 else f"a node with {gpus} GPUs"
     say(f"Waiting up to {cluster.wait_minutes:g} minutes for {what} to join the cluster …")
-    request_resources(bundles=[{"GPU": gpus}] * (1 if cluster.evaluators == "auto" else int(cluster.evaluators)))
+    wanted = 1 if cluster.evaluators == "auto" else min(most, int(cluster.evaluators))
+    request_resources(bundles=[{"GPU": gpus}] * wanted)
     end = time.monotonic() + 60 * cluster.wait_minutes
     while not room_on_gpus(living(), gpus) and time.monotonic() < end:
         time.sleep(1)
@@ -183,7 +188,7 @@ def _nodes(cluster: ClusterConfig, specs: Sequence[ModelSpec], folders: Sequence
     return tuple(survey(living(), specs, folders))
 
 
-def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple[Node, ...]") -> Session:
+def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple[Node, ...]", most: int = _MOST) -> Session:
     from kinray.cluster.placement import room_on_gpus
 
     gpus, each = sum(node.gpus for node in nodes), cluster.gpus_per_evaluator
@@ -208,13 +213,14 @@ def _session(cluster: ClusterConfig, evaluation: EvaluationConfig, nodes: "tuple
             f"cluster.evaluators is {evaluators}, but the cluster has {limit} {what}. "
             "Each evaluator needs one: lower the number, or add nodes; where an autoscaler does, set cluster.wait_minutes."
         )
-    evaluators = min(evaluators, limit)
+    evaluators = min(evaluators, limit, most)
     shards = cluster.shards
     if shards == "auto":
         shards = gpus if device == "cuda" else len(nodes)
     threads = max(1, (cores() if cluster.address is None else cpus) // evaluators)
-    grows = cluster.address is not None and (cluster.evaluators == "auto" or cluster.evaluators > evaluators)
-    return Session(device, evaluators, shards, threads, nodes, grows, each)
+    wanted = most if cluster.evaluators == "auto" else min(most, int(cluster.evaluators))
+    grows = cluster.address is not None and wanted > evaluators
+    return Session(device, evaluators, shards, threads, nodes, grows, each, most)
 
 
 def room(session: Session) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from kinray.cluster.asking import asked
+from kinray.cluster.asking import UnreachableError, asked
 from kinray.core.scores import Scored
 from kinray.core.statistics import Statistics
 
@@ -34,6 +34,8 @@ class ChildTrial(tune.Trainable):
                 result, done = self._answer(evaluator, "score", recipe, "search", self._statistics), True
         except ray.exceptions.RayActorError:
             return {"score": float("nan"), "died": True, "done": True}
+        except UnreachableError:
+            return {"score": float("nan"), "unreachable": True, "done": True}
         self._round += 1
         if not isinstance(result, Scored):
             return {"score": float("nan"), "done": True}
@@ -41,7 +43,7 @@ class ChildTrial(tune.Trainable):
             "score": result.score,
             "stderr": result.stderr,
             "tokens": result.tokens,
-            "items": result.items,
+            "items": result.asked,
             **{f"score/{name}": task.score for name, task in result.tasks.items()},
             "done": done,
         }

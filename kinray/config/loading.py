@@ -160,6 +160,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(data, str(path))
 
 
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a configuration with settings changed as ``--set`` does.
+
+    Raises:
+        ConfigError: for a setting that there is not, or a value that cannot be used.
+    """
+    data = config.model_dump(mode="json")
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data)
+
+
 def parse_config(data: Mapping[str, Any], where: str = "configuration") -> Config:
     """Validate settings, after replacing ``$NAME`` and ``${NAME}`` in paths by environment variables.
 

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="what to search (default: the demo)")
     result.add_argument("--output", metavar="DIR", help="the run folder (a path or a URI), instead of the configuration's")
-    result.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
+    result.add_argument("--resume", metavar="DIR", help="continue the run in this folder; --set may raise its budgets")
     result.add_argument("--dry-run", action="store_true", help="check everything, print the first generation and the cost")
     result.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as search.k=4 (repeatable)"
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evolve(arguments: argparse.Namespace, console: Console) -> int:
-    if arguments.resume is not None and (arguments.config or arguments.output or arguments.set or arguments.dry_run):
-        raise RunError("--resume continues a run as it was configured. Leave out CONFIG, --output, --set and --dry-run.")
+    if arguments.resume is not None and (arguments.config or arguments.output or arguments.dry_run):
+        raise RunError("--resume continues a run as it was configured. Leave out CONFIG, --output and --dry-run.")
     from kinray.evolve.session import dry_run, resume, start
 
     if arguments.resume is not None:
-        return resume(arguments.resume, console, verbose=arguments.verbose)
+        return resume(arguments.resume, arguments.set, console, verbose=arguments.verbose)
     config = _config(arguments)
     if arguments.dry_run:
         return dry_run(config, console, verbose=arguments.verbose)

@@ -1,5 +1,6 @@
 """Check everything that a search needs before any long work starts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -68,6 +69,15 @@ class Prepared:
     def founders(self) -> list[Founder]:
         """The founders as recipes, in the order of the configuration."""
         return [spec.founder for spec in self.models.specs[1:]]
+
+    @property
+    def generations(self) -> tuple[int, int]:
+        """How many children the first generation and each later one have at most."""
+        search, count = self.config.search, len(self.founders)
+        matings = (count * (count - 1) // 2, search.k * (search.k - 1) // 2 + (search.policy == "kinship"))
+        budget = math.inf if search.max_children is None else search.max_children
+        first, later = (int(min(number * search.children_per_mating, budget)) for number in matings)
+        return first, later
 
     @property
     def export_bytes(self) -> int:

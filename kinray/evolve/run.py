@@ -37,7 +37,8 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     Raises:
         KinrayError: when it cannot go on; what was recorded stays, and ``--resume`` continues.
     """
-    from kinray.cluster.evaluator import Evaluators, cache_of
+    from kinray.cluster.evaluator import cache_of
+    from kinray.cluster.evaluators import Evaluators
     from kinray.cluster.kinship import SearchKinship
     from kinray.cluster.population import run_population
     from kinray.cluster.searcher import PolicySearcher
@@ -47,7 +48,13 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     config, specs, racing = prepared.config, prepared.models.specs, prepared.racing
     terminal.note("starting Ray")
     with ray_session(
-        config.cluster, config.evaluation, specs, config.task_paths, say=terminal.line, verbose=terminal.verbose
+        config.cluster,
+        config.evaluation,
+        specs,
+        config.task_paths,
+        most=_at_once(prepared),
+        say=terminal.line,
+        verbose=terminal.verbose,
     ) as session:
         terminal.session(session)
         plan = planned(prepared.models, session)
@@ -94,8 +101,20 @@ def placement(prepared: Prepared, terminal: Terminal) -> list[tuple[str, str]]:
 
     config = prepared.config
     terminal.note("looking at the cluster")
-    with ray_session(config.cluster, config.evaluation, prepared.models.specs, config.task_paths, say=terminal.line) as session:
+    with ray_session(
+        config.cluster,
+        config.evaluation,
+        prepared.models.specs,
+        config.task_paths,
+        most=_at_once(prepared),
+        say=terminal.line,
+    ) as session:
         return planned(prepared.models, session).lines(session.device, session.gpus)
+
+
+def _at_once(prepared: Prepared) -> int:
+    """Return how many models can be scored at once: a generation waits for the one before it."""
+    return max(len(prepared.founders), *prepared.generations)
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:

@@ -1,6 +1,5 @@
 """The three ways to begin: start a search, resume one, or only look at what it would do."""
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import combinations
@@ -12,6 +11,7 @@ from kinray import __version__
 from kinray.config import Config, FounderSpec
 from kinray.errors import KinrayError, RunError
 from kinray.evaluation.tasks import Split
+from kinray.evolve.continued import continued
 from kinray.evolve.export import export_model
 from kinray.evolve.prepare import Prepared, prepare
 from kinray.evolve.run import Finished, placement, run_search
@@ -24,7 +24,7 @@ from kinray.report.recipe_yaml import recipe_yaml
 from kinray.report.terminal import Terminal
 
 _MANY_ITEMS = 1000
-"""From so many for each child on, stopping some early saves a fifth and more."""
+"""From so many for each child on, stopping some early saves a tenth and more."""
 
 
 def start(config: Config, console: Console, *, verbose: bool) -> int:
@@ -38,15 +38,18 @@ def start(config: Config, console: Console, *, verbose: bool) -> int:
         return _see_through(prepared, run, terminal)
 
 
-def resume(folder: str, console: Console, *, verbose: bool) -> int:
-    """Continue the search of a run folder to where it would have come unbroken."""
-    config, digests = read_run_config(folder)
+def resume(folder: str, overrides: Sequence[str], console: Console, *, verbose: bool) -> int:
+    """Continue the search of a run folder to where it would have come unbroken, under the budgets that it has now."""
+    before, digests = read_run_config(folder)
+    config = continued(before, overrides)
     terminal = Terminal(console, verbose=verbose)
     with closing(RunFolder.resume(folder, terminal.line)) as run:
         prepared = _prepare(config, terminal, fresh=False, notices=run.notices)
         for name, digest in _digests(prepared).items():
             if digests.get(name) != digest:
                 raise RunError(f"'{name}' does not have the weights that {folder} was begun with. Put them back to resume it.")
+        if config.search != before.search:
+            run.extend(config.search)
         return _see_through(prepared, run, terminal)
 
 
@@ -54,11 +57,8 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
     """Check everything and print the first generation and the cost, without scoring anything."""
     terminal = Terminal(console, verbose=verbose)
     prepared = _prepare(config, terminal, fresh=True)
-    search = prepared.config.search
     pairs = list(combinations([founder.name for founder in prepared.founders], 2))
-    budget = search.max_children or math.inf
-    first = int(min(len(pairs) * search.children_per_mating, budget))
-    later = search.k * (search.k - 1) // 2 + (search.policy == "kinship")
+    first, later = prepared.generations
     items = prepared.tasks.count("search")
     lines = []
     for number, (a, b) in enumerate(pairs, 1):
@@ -67,10 +67,10 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
     facts = [
         ("Founders to score", str(len(prepared.founders))),
         ("Children in generation 1", str(first)),
-        ("Children in each later one", f"at most {later * search.children_per_mating}"),
+        ("Children in each later one", f"at most {later}"),
         ("Items for each child", f"{items:,} ({_per_task(prepared, 'search')})"),
         ("Held-out items at the end", f"{prepared.tasks.count('holdout'):,} ({_per_task(prepared, 'holdout')})"),
-        ("In all", _total(prepared, budget, items)),
+        ("In all", _total(prepared, items)),
         ("Bytes read for kinship", _bytes(prepared.models.nbytes())),
         ("Bytes of the export", f"{_bytes(prepared.export_bytes)} in {within(prepared.config.output, 'best')}"),
     ]
@@ -80,12 +80,13 @@ def dry_run(config: Config, console: Console, *, verbose: bool) -> int:
     return 0
 
 
-def _total(prepared: Prepared, budget: float, items: int) -> str:
+def _total(prepared: Prepared, items: int) -> str:
     """Say what a search costs at most, if it has a budget."""
-    if math.isinf(budget):
+    budget = prepared.config.search.max_children
+    if budget is None:
         return "no budget of children is set (search.max_children): it ends when the top k does not change"
-    models = len(prepared.founders) + int(budget)
-    return f"at most {int(budget)} children; {models} models × {items:,} items = {models * items:,} answers"
+    models = len(prepared.founders) + budget
+    return f"at most {budget} children; {models} models × {items:,} items = {models * items:,} answers"
 
 
 def _prepare(config: Config, terminal: Terminal, *, fresh: bool, notices: Sequence[str] = ()) -> Prepared:

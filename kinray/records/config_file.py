@@ -4,7 +4,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from kinray.config import Config, parse_config
+from kinray.config import Config, SearchConfig, parse_config
 from kinray.config.loading import MAX_BYTES, as_text, read_text, read_yaml, write_yaml
 from kinray.errors import RunError
 from kinray.records.store import Store, is_uri, within
@@ -46,6 +46,11 @@ def _read(place: str, file: str) -> str | None:
         return read_text(Path(file), "configuration") if Path(file).is_file() else None
     data = Store(place).read("config.yaml", MAX_BYTES + 1)
     return None if data is None else as_text(data, "configuration", file)
+
+
+def with_search(text: str, search: SearchConfig) -> str:
+    """Write the file's text again for another ``search``, all else as it was."""
+    return write_yaml(read_yaml(text, "config.yaml") | {"search": search.model_dump(mode="json")})
 
 
 def config_text(config: Config, digests: Mapping[str, str]) -> str:

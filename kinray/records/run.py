@@ -19,17 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from kinray.config import Config
+from kinray.config import Config, SearchConfig
 from kinray.config.schema import NAME
 from kinray.core.scores import Difference, Failed, Result, Scored, Stopped, difference, on_items_of
 from kinray.errors import RunError
 from kinray.files import write_atomically
 from kinray.records.claim import claim
-from kinray.records.config_file import config_text, read_run_config
+from kinray.records.config_file import config_text, read_run_config, with_search
 from kinray.records.mirror import Mirror, check_output, working_folder
 from kinray.records.store import is_uri
 from kinray.records.tables import (
     BROKEN,
+    STOPPED,
     child_row,
     children_schema,
     read_samples,
@@ -175,9 +176,11 @@ class RunFolder:
         rows = self._rows.setdefault(child.generation, {})
         rows[child.number] = row
         self._status[child.recipe.digest] = row
-        part = child.number // _ROWS
-        path = self.path / "children" / f"generation-{child.generation:04d}-{part:04d}.parquet"
-        here = range(part * _ROWS, (part + 1) * _ROWS)
+        self._write_rows(child.generation, child.number // _ROWS)
+
+    def _write_rows(self, generation: int, part: int) -> None:
+        rows, here = self._rows[generation], range(part * _ROWS, (part + 1) * _ROWS)
+        path = self.path / "children" / f"generation-{generation:04d}-{part:04d}.parquet"
         write_children(path, [rows[number] for number in here if number in rows], self._schema)
         self._publish(path)
 
@@ -251,6 +254,21 @@ class RunFolder:
         return self.path / "tune" / f"session-{last + 1}"
 
     # -- state of the policy
+
+    def extend(self, search: SearchConfig) -> None:
+        """Let the search go on under other budgets; then it is replayed from its records, as if it had begun with them.
+
+        Children of the last generation that were stopped are forgotten: with more siblings they might not have been.
+        """
+        self._write("state.json", "null")
+        last = max(self._rows, default=0)
+        stopped = [number for number, row in self._rows.get(last, {}).items() if row["status"] == STOPPED]
+        for number in stopped:
+            del self._status[self._rows[last].pop(number)["digest"]]
+        for part in {number // _ROWS for number in stopped}:
+            self._write_rows(last, part)
+        self._write("config.yaml", with_search((self.path / "config.yaml").read_text(), search))
+        self.config = self.config.model_copy(update={"search": search})
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep the policy's state."""

@@ -52,6 +52,8 @@ TIMES = tuple(name for name, _ in _COSTS)
 """Columns that differ from one run of the same search to another."""
 BROKEN = "broken"
 """Status of a child whose evaluation broke each time, for which it may not be to blame."""
+STOPPED = "stopped"
+"""Status of a child that was not asked all items."""
 
 _META = b"kinray"
 
@@ -88,7 +90,7 @@ def child_row(child: Child, result: Result, gain: Difference | None, refused: st
         return row | {"status": BROKEN if result.broke else "failed", "error": result.error}
     row |= {"score": result.score, "score_stderr": result.stderr}
     if isinstance(result, Stopped):
-        row |= {"status": "stopped", "error": f"stopped after {result.partial.items} of {result.of} items"}
+        row |= {"status": STOPPED, "error": f"stopped after {result.partial.items} of {result.of} items"}
         result = result.partial
     else:
         row |= {"status": "refused" if refused else "scored", "error": refused}

@@ -19,6 +19,7 @@ from tests.kinship.cluster_program import small_cluster
 COMMON: dict[str, Any] = {
     "num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False, "node_ip_address": "127.0.0.1",
 }  # fmt: skip
+CONFIG = parse_config({"base": "b", "founders": ["x", "y"], "tasks": ["t"], "cluster": {"address": "auto"}})
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -61,6 +62,9 @@ class Instant:
             raise FileNotFoundError("no models here")
         return True
 
+    def score(self, *_: Any) -> str:
+        return "scored"
+
     def where(self) -> str:
         import ray
 
@@ -72,20 +76,55 @@ class Instant:
         return len(ray.get_gpu_ids())
 
 
+def losing(cluster: Any, report: dict[str, Any]) -> None:
+    """Lose a node whose evaluator finds no other place, score with the other one, and get a node again."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from kinray.cluster import asking
+    from kinray.cluster.evaluators import Evaluators
+    from kinray.cluster.nodes import living
+    from kinray.cluster.session import Session
+    from tests.helpers import founder
+
+    asking._PATIENCE = 5.0
+    nodes = {node.id: node for node in living()}
+    lost, other = (nodes[worker.node_id] for worker in cluster.workers)
+    (head,) = (node for node in nodes.values() if node not in (lost, other))
+    said: list[str] = []
+    evaluators = Evaluators([], CONFIG, Session("cpu", 2, 1, 1, (lost, other)), [other, lost], said.append)
+    trials = (
+        ray.remote(num_cpus=1)(Instant)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(head.id, soft=False))
+        .remote()
+    )
+    ray.get([trials.warm.remote(), *(actor.warm.remote() for actor in evaluators._actors)])
+    cluster.remove_node(cluster.workers.pop(0), allow_graceful=False)
+    while lost.id in {node.id for node in living()}:
+        time.sleep(0.2)
+
+    jobs: list[Any] = [(founder(name), "search") for name in ("a", "b", "c")]
+    report["scored elsewhere"] = [evaluators.score_all(jobs), evaluators.ready()]
+    cluster.workers.append(cluster.grow())
+    while len(evaluators.ready()) < 2:
+        evaluators.joined()
+        time.sleep(0.2)
+    report["after a loss"] = [said, sorted(evaluators.ready()), evaluators.score_all(jobs)]
+    ray.kill(trials)
+
+
 def growing(cluster: Any, report: dict[str, Any]) -> None:
     """Begin with the evaluators that three nodes have room for, and let nodes join: one that can score, one that cannot."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from kinray.cluster import evaluator
+    from kinray.cluster.evaluators import Evaluators
     from kinray.cluster.nodes import living
     from kinray.cluster.session import Session
 
-    evaluator.Evaluator, evaluator._LOOK = Instant, 0.0  # type: ignore[misc,assignment]
-    config = parse_config({"base": "b", "founders": ["x", "y"], "tasks": ["t"], "cluster": {"address": "auto"}})
     said: list[str] = []
     session = Session("cpu", 2, 1, 1, tuple(living()), grows=True)
-    evaluators = evaluator.Evaluators([], config, session, living()[:2], said.append)
+    evaluators = Evaluators([], CONFIG, session, living()[:2], said.append)
     # The CPU that a search leaves for trials and shards; else an evaluator that comes later might take it.
     left = NodeAffinitySchedulingStrategy(living()[2].id, soft=False)
     trials = ray.remote(num_cpus=1)(Instant).options(scheduling_strategy=left).remote()
@@ -112,7 +151,7 @@ def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:
     """Join a cluster with two GPUs and ask for four, with and without an autoscaler in mind, then for two at once."""
     import ray
 
-    from kinray.cluster import evaluator
+    from kinray.cluster.evaluators import Evaluators
     from kinray.cluster.session import ray_session
 
     ray.shutdown()
@@ -123,7 +162,7 @@ def asking_for_more(cluster: Any, report: dict[str, Any]) -> None:
     several = ClusterConfig(address=cluster.address, gpus_per_evaluator=2)
     with ray_session(several, on_gpus) as session:
         config = parse_config({"base": "b", "founders": ["x", "y"], "tasks": ["t"], "cluster": several.model_dump()})
-        evaluators = evaluator.Evaluators([], config, session, session.nodes[-1:])
+        evaluators = Evaluators([], config, session, session.nodes[-1:])
         report["several"] = [session.evaluators, *ray.get([actor.gpus.remote() for actor in evaluators._actors])]
     report["too many"] = refusal(lambda: ray_session(ClusterConfig(address=cluster.address, evaluators=4), on_gpus).__enter__())
 
@@ -132,6 +171,10 @@ def main(output: str, folder: str) -> None:
     """Go through all cases on one cluster."""
     report: dict[str, Any] = {}
     with small_cluster() as cluster:
+        from kinray.cluster import evaluators
+
+        evaluators.Evaluator, evaluators._LOOK = Instant, 0.0  # type: ignore[misc,assignment]
+        losing(cluster, report)
         growing(cluster, report)
         differing_nodes(cluster, Path(folder), report)
         asking_for_more(cluster, report)

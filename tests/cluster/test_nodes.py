@@ -121,6 +121,19 @@ def test_every_node_is_asked(seen: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_an_evaluator_whose_node_is_lost_for_good_is_waited_for_by_nobody(seen: dict[str, Any]) -> None:
+    assert seen["scored elsewhere"] == [["scored"] * 3, [0]]
+    assert seen["after a loss"] == [
+        [
+            "evaluator-1 has not answered for some minutes; others go on with its work, if there are any.",
+            "evaluator-1 answers again.",
+        ],
+        [0, 1],
+        ["scored"] * 3,
+    ]
+
+
+@pytest.mark.slow
 def test_nodes_that_join_later_score_too_unless_they_cannot(seen: dict[str, Any]) -> None:
     assert seen["at first"] == [[0, 1], []]
     assert (seen["joined"], seen["nodes"]) == ([2], 3)
@@ -160,7 +173,7 @@ def test_gpus_are_asked_of_the_autoscaler_and_waited_for(
     monkeypatch.setattr(session.time, "sleep", lambda _: None)
 
     cluster = ClusterConfig(address="auto", evaluators=3, gpus_per_evaluator=gpus, wait_minutes=0.5)
-    session._await_gpu(cluster, said.append)
+    session._await_gpu(cluster, 4, said.append)
 
     assert asked == [[{"GPU": gpus}] * 3, []]
     assert said == [f"Waiting up to 0.5 minutes for {what} to join the cluster …"]

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from kinray.cluster.asking import UnreachableError
 from kinray.cluster.searcher import PolicySearcher
 from kinray.config import Config, parse_config
-from kinray.core.recipe import Founder, Recipe
+from kinray.core.recipe import Founder, Recipe, to_text
 from kinray.core.scores import Difference, Failed, Result, Scored, TaskScore
 from kinray.errors import RunError
+from kinray.records.config_file import read_run_config
 from kinray.records.run import RunFolder
 from kinray.search.policy import TopK
 from kinray.search.population import Child
@@ -30,12 +32,18 @@ class FakeEvaluators:
         self.slots = slots
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.back: list[int] = []
+        self.lost: list[int] = []
 
     def ready(self) -> list[int]:
         return list(range(self.slots))
 
     def joined(self) -> list[int]:
-        return []
+        back, self.back = self.back, []
+        return back
+
+    def lose(self, number: int) -> None:
+        self.lost.append(number)
 
     def name(self, number: int) -> str:
         return f"evaluator-{number}"
@@ -243,6 +251,97 @@ def test_a_child_whose_trials_break_each_time_is_given_up_with_the_reason(
     assert (row["name"], row["status"], row["score"]) == ("ann", "broken", None)
     assert "process was killed each time" in row["error"]
     assert policy.population.outcome("ann").score is None  # type: ignore[union-attr]
+
+
+def test_a_child_whose_evaluator_does_not_answer_is_given_to_another_one(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    evaluators = FakeEvaluators()
+    searcher, *_ = a_searcher(run, evaluators)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    number = int(first["evaluator"].removeprefix("evaluator-"))
+
+    searcher.on_trial_complete("a", {"score": float("nan"), "unreachable": True})
+    assert evaluators.lost == [number] and not run.rows()
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("b", {"score": 0.0})
+    assert searcher.suggest("c") == {**first, "evaluator": second["evaluator"]}
+    assert searcher.suggest("d") is None
+
+    evaluators.back = [number]
+    assert searcher.suggest("d") == {**first, "child": "cid", "recipe": to_text(FOUNDERS[2])}
+
+
+def test_a_child_whose_evaluator_is_lost_with_its_result_is_scored_by_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    evaluators = FakeEvaluators()
+    searcher, *_ = a_searcher(run, evaluators)
+    first, _ = searcher.suggest("a"), searcher.suggest("b")
+
+    def gone(number: int, recipe: Recipe) -> Result:
+        raise UnreachableError
+
+    with monkeypatch.context() as context:
+        context.setattr(evaluators, "score_now", gone)
+        searcher.on_trial_complete("a", {"score": 0.0})
+    searcher.on_trial_complete("b", {"score": 0.0})
+
+    assert searcher.error is None and len(evaluators.lost) == 1
+    assert searcher.suggest("c")["child"] == first["child"] and [row["name"] for row in run.rows()] == ["bob"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_session_whose_hours_are_spent_ends_when_the_children_in_flight_are_done(
+    slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = RunFolder.create(a_config(tmp_path / "unbroken"), {})
+    play(a_searcher(unbroken, FakeEvaluators())[0])
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, policy, _ = a_searcher(run, FakeEvaluators(slots))
+    searcher._deadline = 4.5
+    hours = iter(range(1000))
+    monkeypatch.setattr("kinray.cluster.searcher.time.monotonic", lambda: next(hours))
+
+    play(searcher)
+
+    assert policy.finished == "the budget of hours is spent"
+    assert 3 <= len(run.rows()) < len(unbroken.rows())
+    run.close()
+    monkeypatch.undo()
+    resumed = RunFolder.resume(tmp_path / "run")
+    play(a_searcher(resumed, FakeEvaluators())[0])
+    assert lineage(resumed) == lineage(unbroken)
+
+
+BUDGETS = [("max_children", 4, 8), ("max_children", 6, None), ("max_generations", 1, 3), ("stop_kinship", 0.1, None)]
+
+
+@pytest.mark.parametrize(("budget", "small", "large"), BUDGETS)
+def test_a_run_that_goes_on_under_a_larger_budget_has_the_lineage_of_one_that_began_with_it(
+    budget: str, small: float, large: float | None, tmp_path: Path
+) -> None:
+    def settings(name: str, value: float | None) -> Config:
+        config = a_config(tmp_path / name)
+        search = {"k": 3, "children_per_mating": 2, "max_children": 20, budget: value}
+        return config.model_copy(update={"search": config.search.model_copy(update=search)})
+
+    unbroken = RunFolder.create(settings("unbroken", large), {})
+    play(a_searcher(unbroken, FakeEvaluators())[0])
+    run = RunFolder.create(settings("run", small), {})
+    play(a_searcher(run, FakeEvaluators())[0])
+    made = len(run.rows())
+    run.close()
+
+    again = RunFolder.resume(tmp_path / "run")
+    again.extend(settings("run", large).search)
+    evaluators = FakeEvaluators()
+    play(a_searcher(again, evaluators)[0])
+
+    assert made < len(unbroken.rows()) and lineage(again) == lineage(unbroken)
+    assert len(evaluators.asked) == len(unbroken.rows()) - made
+    again.close()
+    assert read_run_config(tmp_path / "run")[0].search == unbroken.config.search
 
 
 def failing(error: str, *, broke: bool) -> Callable[[int, Recipe], Result]:

@@ -285,8 +285,8 @@ def test_a_folder_without_write_permission_is_said(
     ("arguments", "message"),
     [
         (["--resume", "/no/such/run"], "holds no run"),
-        (["--resume", "x", "--set", "search.k=4"], "Leave out CONFIG, --output, --set and --dry-run"),
-        (["--resume", "x", "--dry-run"], "Leave out CONFIG, --output, --set and --dry-run"),
+        (["--resume", "x", "--output", "y"], "Leave out CONFIG, --output and --dry-run"),
+        (["--resume", "x", "--dry-run"], "Leave out CONFIG, --output and --dry-run"),
         (["/no/such/config.yaml"], "Cannot read the configuration"),
         (["--set", "search.k=none"], "'search.k' is 'none'"),
         (["--set", "search"], "not of the form key=value"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,20 @@ def test_a_search_for_a_front_with_a_floor_resumes_to_the_same_table(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert children(cut) == children(Path(config["output"]))
     assert (cut / "samples" / "base.parquet").exists()
+
+
+def test_a_finished_run_goes_on_under_a_larger_budget(finished: Any, tmp_path: Path, evolve: Evolve) -> None:
+    before = children(finished[0])
+    run = Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+    done = evolve("--resume", str(run), "--set", "search.max_children=8", "--set", "cluster.evaluators=2")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 evaluators" in done.stdout and "the budget of 8 children is spent" in done.stdout
+    rows = children(run)
+    assert [row for row in rows if row in before] == before and len(rows) == len(before) + 2
+    assert yaml.safe_load((run / "config.yaml").read_text())["search"]["max_children"] == 8
+    assert (run / "best" / "model.safetensors").is_file()
 
 
 def test_a_finished_run_can_be_shown_again(finished: Any, evolve: Evolve) -> None:

@@ -4,16 +4,19 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kinray.core.scores import Stopped
 from kinray.errors import KinrayError, RunError
 from kinray.records.claim import check_vacant
 from kinray.records.config_file import read_run_config
 from kinray.records.run import RunFolder
-from tests.records.results import a_config
+from tests.helpers import merge
+from tests.records.results import ANN, BOB, FOUNDERS, SLERP, TIES, a_config, scores
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGESTS = {"base": "0" * 64, "ann": "a" * 64, "bob": "b" * 64}
@@ -233,3 +236,34 @@ def test_sessions_are_counted_on_from_the_last_one(tmp_path: Path) -> None:
     (tmp_path / "run" / "tune" / "session-10").mkdir()
 
     assert run.next_session().name == "session-11"
+
+
+# -- larger budgets
+
+
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_a_larger_budget_is_kept_and_what_was_stopped_in_the_last_generation_is_forgotten(place: str, tmp_path: Path) -> None:
+    output = tmp_path / "run" if place == "folder" else f"file://{tmp_path}/store"
+    run = RunFolder.create(a_config(output), DIGESTS)  # type: ignore[arg-type]
+    third = replace(TIES, number=4, name="g1-3", recipe=merge("slerp", ANN, BOB, t=0.5))
+    for child in (*FOUNDERS, SLERP):
+        run.record(child, scores(0.5), None)
+    for child in (TIES, third):
+        run.record(child, Stopped(scores(0.2), 10, 0.2, 0.1), None)
+    run.save_state({"outcomes": {"ann": []}})
+    before = read_run_config(output)
+    run.close()
+
+    again = RunFolder.resume(output)
+    again.extend(again.config.search.model_copy(update={"max_children": 30}))
+
+    for session in range(2):  # and still in the next session
+        assert [row["name"] for row in again.rows()] == ["ann", "bob", "g1-1"]
+        assert [again.known(child) is None for child in (SLERP, TIES, third)] == [False, True, True]
+        assert again.load_state() is None and again.config.search.max_children == 30
+        again.close()
+        if not session:
+            again = RunFolder.resume(output)
+    config, digests = read_run_config(output)
+    assert (config.search.max_children, digests) == (30, before[1])
+    assert config.model_copy(update={"search": before[0].search}) == before[0]
