@@ -127,12 +127,14 @@ step "ray job submit, the demo's search" launcher job submit --address http://12
 grep -a "Best model" "$work/log"
 step "fetch the run folder" launcher rsync-down /root/cluster.yaml /mnt/runs/demo/ /root/demo/
 on_laptop python - << 'PYTHON'
+from pathlib import Path
 import pyarrow.parquet as pq
 
 rows = pq.read_table("/root/demo/children").to_pylist()
 where = {row["node"] for row in rows}
 assert len(rows) == 7 and {row["status"] for row in rows} == {"scored"}, rows
 assert where == {"head", "worker"}, where
+assert Path("/root/demo/best/model.safetensors").is_file(), "the weights of the best model were not fetched"
 print(f"{len(rows)} models scored on {', '.join(sorted(where))}; best {max(row['score'] for row in rows):.3f}")
 PYTHON
 step "ray down" launcher down -y /root/cluster.yaml
