@@ -29,7 +29,7 @@ Values = Mapping[str, tuple[float, ...]]
 def main() -> None:
     """Resample searches of each size, run each by each rule, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, nargs="+", default=[60, 250, 500, 0, 1500, 3000], help="of a search; 0 is all")
+    parser.add_argument("--items", type=int, nargs="+", default=[60, 250, 500, 1000, 1500, 0], help="of a search; 0 is all")
     parser.add_argument("--searches", type=int, default=200, help="resampled searches of each size")
     parser.add_argument("--children", type=int, default=16, help="children of a search, drawn from the recorded ones")
     parser.add_argument("--error-rates", type=float, nargs="+", default=[0.05, 0.2, 0.5])
@@ -39,9 +39,9 @@ def main() -> None:
     print(f"{len(models)} models, {pool} items; {arguments.searches} searches of {arguments.children} children, S of {K}\n")
     title = f"{'items':>6}  {'rule':<34}{'saved':>7}{'top-1 kept':>12}{'S kept':>9}"
     print(f"{title}{'wrong drops':>13}{'searches with':>15}{'seconds':>9}")
-    for items in arguments.items:
-        searches = [resample(models, items or pool, arguments.children, seed) for seed in range(arguments.searches)]
-        _table(searches, items or pool, rules(arguments.error_rates))
+    for items in (min(items or pool, pool) for items in arguments.items):
+        searches = [resample(models, items, arguments.children, seed) for seed in range(arguments.searches)]
+        _table(searches, items, rules(arguments.error_rates))
 
 
 def load(path: Path) -> dict[str, Values]:
@@ -78,14 +78,12 @@ class Search:
 def resample(models: Mapping[str, Values], items: int, children: int, seed: int) -> Search:
     """Draw a search.
 
-    Items are drawn as evenly over tasks as these have them; more than were recorded, with replacement and in proportion to the
-    tasks. Children come in random order, but those of an earlier generation before those of a later one.
+    Items are drawn as evenly over tasks as these have them. Children come in random order, but those of an earlier generation
+    before those of a later one.
     """
     draw = random.Random(f"search {seed}")
     sizes = {task: len(values) for task, values in next(iter(models.values())).items()}
     chosen = {task: sorted(draw.sample(range(sizes[task]), count)) for task, count in share(items, sizes).items()}
-    if (pool := sum(sizes.values())) < items:
-        chosen = {task: draw.choices(range(size), k=round(items * size / pool)) for task, size in sizes.items()}
     names = list(models)
     drawn = draw.sample(names[FOUNDERS:], min(children, len(names) - FOUNDERS))
     drawn.sort(key=lambda name: name.partition("-")[0])

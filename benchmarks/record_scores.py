@@ -1,9 +1,8 @@
 """Record what each model of a small family answers to each item: ``python benchmarks/record_scores.py``; see README.md here.
 
-The models are real fine-tunes of one base and merges of them, good and bad, of three generations, rounded to bfloat16. They are
-asked the items in passes, each with its share of every task; all models are asked a pass before the next one begins. What a
-model answers in a pass is kept in a file of its own, so the script may be interrupted and goes on. At the end, or with
-``--write`` at any time, one table is written of the passes that all models have.
+The models are real fine-tunes of one base and merges of them, good and bad, of three generations, in bfloat16. They are asked
+the items in passes, each with its share of every task. What a model answers in a pass is kept in a file of its own, so the
+script may be interrupted and goes on. At the end one table is written.
 """
 
 import argparse
@@ -63,20 +62,12 @@ MERGES = {
 def main() -> None:
     """Ask what is not asked yet, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, help=f"folder with the models {', '.join(FOUNDERS)}")
+    parser.add_argument("--models", type=Path, required=True, help=f"folder with the models {', '.join(FOUNDERS)}")
     parser.add_argument("--tasks", type=Path, default=SHARED / "tasks", help="folder of the tasks' files")
     parser.add_argument("--parts", type=Path, required=True, help="where answers are kept until all are there")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--arithmetic",
-        choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="of the forward pass; weights are bfloat16 anyway",
-    )
-    parser.add_argument("--write", action="store_true", help="write the table of what is there, and ask nothing")
     arguments = parser.parse_args()
-    if not arguments.write:
-        record(arguments)
+    record(arguments)
     write(arguments.parts)
 
 
@@ -102,7 +93,7 @@ def record(arguments: argparse.Namespace) -> None:
             "founders": [{"name": name, "model": str(folders[name])} for name in FOUNDERS[1:]],
             "tasks": list(TASKS),
             "task_paths": [str(arguments.tasks)],
-            "merge": {"dtype": arguments.arithmetic},
+            "merge": {"dtype": "bfloat16"},
             "evaluation": {"holdout": 0.0, "device": "cpu"},
             "output": str(arguments.parts),
         },
@@ -120,7 +111,6 @@ def record(arguments: argparse.Namespace) -> None:
             continue
         scorer = Scorer(specs, statistics, config, "cpu")
         _ask_only(scorer, number)
-        _round_to_bfloat16(scorer)
         for name in waiting:
             started = time.perf_counter()
             result = scorer.score(recipes[name])
@@ -146,17 +136,8 @@ def _ask_only(scorer: Any, number: int) -> None:
         leaf.items["search"] = leaf.items["search"][number::PASSES]
 
 
-def _round_to_bfloat16(scorer: Any) -> None:
-    """Let the scorer's children have the weights that bfloat16 can hold, whatever its arithmetic."""
-    import torch
-
-    materialiser = scorer.backend._materialiser
-    make = materialiser.tensors
-    materialiser.tensors = lambda recipe, dtype: ((name, tensor.to(dtype)) for name, tensor in make(recipe, torch.bfloat16))
-
-
 def write(parts: Path) -> None:
-    """Write one table of all models and of the passes that all of them have, and their recipes beside it."""
+    """Write one table of all models and passes, and their recipes beside it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -164,11 +145,10 @@ def write(parts: Path) -> None:
     from kinray.records.tables import read_samples
 
     names = (*FOUNDERS, *MERGES)
-    passes = [number for number in range(PASSES) if all(_part(parts, name, number).is_file() for name in names)]
     rows: list[tuple[str, str, int, float]] = []
     for name in names:
         own = []
-        for number in passes:
+        for number in range(PASSES):
             for task, scored in read_samples(_part(parts, name, number)).tasks.items():
                 own += [(name, task, int(item), value) for item, value in zip(scored.items, scored.values, strict=True)]
         rows += sorted(own, key=lambda row: (TASKS.index(row[1]), row[2]))
@@ -178,8 +158,7 @@ def write(parts: Path) -> None:
     with replacing(SCORES) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="zstd")
     write_atomically(RECIPES, (parts / RECIPES.name).read_bytes())
-    size = f"{len(rows) // len(names)} items, {SCORES.stat().st_size / 1e3:.0f} kB"
-    print(f"{SCORES.name}: {len(names)} models, passes {[number + 1 for number in passes]} of {PASSES}, {size}")
+    print(f"{SCORES.name}: {len(names)} models, {len(rows) // len(names)} items, {SCORES.stat().st_size / 1e3:.0f} kB")
 
 
 def _part(parts: Path, name: str, number: int) -> Path:
