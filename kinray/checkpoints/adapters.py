@@ -28,7 +28,14 @@ _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _SAVED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
 _PATIENCE = 1.0
 """Seconds for a regular expression of an adapter's config; some take forever."""
-_UNSUPPORTED = {"use_dora": "DoRA", "lora_bias": "LoRA with biases", "layer_replication": "layer replication"}
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "lora_bias": "LoRA with biases",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA",
+}
+_CHANGES_ITS_MODEL = ("pissa", "olora", "corda", "lora_ga")
+"""Ways to begin an adapter that take something from the model's own weights, which PEFT does again when it loads them."""
 
 
 @dataclass
@@ -89,6 +96,11 @@ def open_adapter(folder: Path, model: WeightSource, name: str) -> AdaptedModel:
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise CheckpointError(f"Model '{name}': {folder} uses {what}. Merge it into its model with PEFT first.")
+    if (begun := str(config.get("init_lora_weights")).lower()).startswith(_CHANGES_ITS_MODEL):
+        raise CheckpointError(
+            f"Model '{name}': {folder} was begun by {begun[:40]}, which changes the model's own weights. Let PEFT convert it "
+            "to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), or merge it with PEFT first."
+        )
     if config.get("bias", "none") != "none":
         raise CheckpointError(f"Model '{name}': {folder} trains biases. Merge it with PEFT first.")
     adapter = _adapter_file(folder, name)

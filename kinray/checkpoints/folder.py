@@ -185,7 +185,7 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         return _indexed_files(folder, index, name)
     if (folder / "model.safetensors").is_file():
         return [_inside(folder, "model.safetensors", name)]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != "adapter_model.safetensors")
     if len(files) == 1:
         return [_inside(folder, files[0].name, name)]
     if files:

@@ -22,6 +22,8 @@ _SAME = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size"
 """Settings without which equal shapes do not mean equal use."""
 
 _ABSENT = "absent"
+_FEW = 10
+"""A model that has less than this part of the base's tensors is another one, or names them otherwise."""
 
 _NOTED = ("rope_theta", "rope_scaling", "sliding_window", "rms_norm_eps", "tie_word_embeddings")
 """Settings that change what a model computes; children have the base's."""
@@ -175,10 +177,16 @@ def fit(
     extra = [] if fill else [name for name in weight_names(model) if name not in base.tensors]
     if extra:
         raise CheckpointError(f"Model '{model.name}' has tensor '{extra[0]}', which the base '{base.name}' does not have.")
+    has, wanted = model.tensors, base.tensors
+    if fill and _FEW * sum(name in has for name in names) < len(names):
+        own, lacking = (min(set(one) - set(other), default="none") for one, other in ((has, names), (names, has)))
+        raise CheckpointError(
+            f"Model '{model.name}' has few of the tensors of '{base.name}': it has '{own}', not '{lacking}'. Are its tensors "
+            "named in another way, or is it an adapter (name it 'model+adapter')?"
+        )
     rows: dict[str, int] = {}
     missing: set[str] = set()
     tied: dict[str, str] = {}
-    has, wanted = model.tensors, base.tensors
     for name in names:
         own = name
         if name not in has and fill:
@@ -248,7 +256,7 @@ def _compare_configs(model: WeightSource, base: WeightSource, notices: list[str]
     """
     for key in (*_SAME, *_NOTED):
         ours, theirs = _setting(base, key), _setting(model, key)
-        if ours == theirs or _ABSENT in (ours, theirs):
+        if ours == theirs or _ABSENT in (ours, theirs) or (key in _SAME and None in (ours, theirs)):  # null: as others imply
             continue
         if key in _SAME:
             raise CheckpointError(

@@ -24,6 +24,7 @@ SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -17,6 +17,7 @@ from kinray.config import Config
 from kinray.core.recipe import Recipe, to_text
 from kinray.core.scores import Failed, Scored
 from kinray.core.statistics import Statistics
+from kinray.errors import RunError
 from kinray.evaluation.tasks import Split
 
 _CLOSING = 10.0
@@ -56,7 +57,8 @@ class Evaluators:
             max_restarts=-1,
             max_task_retries=config.cluster.retries,
             runtime_env={"env_vars": environment if session.device == "cpu" else {}},
-            **({"num_gpus": session.gpus} if session.device == "cuda" else {"num_cpus": 1}),
+            num_cpus=int(session.device != "cuda"),  # said also for GPUs: by itself Ray lets such an actor hold a CPU
+            num_gpus=session.gpus if session.device == "cuda" else 0,
         )(Evaluator)
         self._arguments = (specs, config, session.device, os.getcwd(), cache_of(config))
         self._actors: list[Any] = []
@@ -79,7 +81,11 @@ class Evaluators:
         return list(self._ready)
 
     def joined(self) -> list[int]:
-        """Start evaluators where nodes have joined, and return the numbers of those that became ready since the last call."""
+        """Start evaluators where nodes have joined, and return the numbers of those that became ready since the last call.
+
+        Raises:
+            RunError: when none is left.
+        """
         if not (self._session.grows or self._joining) or time.monotonic() < self._looked + _LOOK:
             return []
         self._looked = time.monotonic()
@@ -88,12 +94,15 @@ class Evaluators:
             while len(self._actors) < min(wanted, self._session.most):
                 self._start("SPREAD")
         done, _ = ray.wait(list(self._joining), num_returns=max(1, len(self._joining)), timeout=0)
-        new = []
+        new: list[int] = []
         for number, ref in ((self._joining.pop(ref), ref) for ref in done):
             try:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
-                self._say(f"A node that joined the cluster is not used, since it cannot score: {_reason(error)}")
+                if not (self._ready or new or self._joining or self._session.grows):
+                    raise RunError(f"No evaluator can score any more. The last one ended with: {_reason(error)}") from error
+                node = "node where it was started again" if number in self._silent else "node that joined the cluster"
+                self._say(f"The {node} is not used for {self.name(number)}, since it cannot score: {_reason(error)}")
             else:
                 name = self.name(number)
                 self._say(
@@ -113,6 +122,8 @@ class Evaluators:
     def lose(self, number: int) -> None:
         """Give an evaluator that does not answer no more work until it does."""
         self._say(f"{self.name(number)} has not answered for some minutes; others go on with its work, if there are any.")
+        if number not in self._ready:
+            return
         self._ready.remove(number)
         self._silent.add(number)
         self._joining[self._actors[number].warm.options(max_task_retries=-1).remote()] = number

@@ -106,7 +106,8 @@ class PolicySearcher(Searcher):
             self.error = error
             return Searcher.FINISHED
         if given is None:
-            return Searcher.FINISHED if self._policy.finished and not (self._out or self._again) else None
+            waiting = any(slot is not None for _, slot in self._again)  # when the hours are spent, not for silent evaluators
+            return Searcher.FINISHED if self._policy.finished and not (self._out or waiting) else None
         child, slot = given
         self._out[trial_id] = (child, slot, time.perf_counter())
         self._watcher.started(child, slot)
@@ -144,7 +145,7 @@ class PolicySearcher(Searcher):
             self._free.append(slot)
             asked = outcome.partial if isinstance(outcome, Stopped) else outcome
             if isinstance(asked, Scored):
-                asked.seconds["wait"] = time.perf_counter() - started - sum(asked.seconds.values())
+                asked.seconds["wait"] = max(0.0, time.perf_counter() - started - sum(asked.seconds.values()))
             self._tell(child, outcome, remembered=False)
         except UnreachableError:
             self._evaluators.lose(slot)

@@ -33,12 +33,12 @@ class ChildTrial(tune.Trainable):
             else:
                 result, done = self._answer(evaluator, "score", recipe, "search", self._statistics), True
         except ray.exceptions.RayActorError:
-            return {"score": float("nan"), "died": True, "done": True}
+            return {"score": float("nan"), "items": 0, "died": True, "done": True}
         except UnreachableError:
-            return {"score": float("nan"), "unreachable": True, "done": True}
+            return {"score": float("nan"), "items": 0, "unreachable": True, "done": True}
         self._round += 1
         if not isinstance(result, Scored):
-            return {"score": float("nan"), "done": True}
+            return {"score": float("nan"), "items": 0, "done": True}
         return {
             "score": result.score,
             "stderr": result.stderr,

@@ -145,6 +145,11 @@ class LoadedTask:
         """Whether its score is a mean over items that lie between 0 and 1, which racing is for."""
         return self.spec.scale is None and not self.equally and all(leaf.is_mean for leaf in self.leaves)
 
+    @property
+    def by_item(self) -> bool:
+        """Whether each document contributes by itself, whatever else is asked."""
+        return not self.equally and not any(leaf.clustered for leaf in self.leaves)
+
     def judge(self, values: Sequence[Mapping[int, Any]]) -> TaskScore:
         """Turn the items' values into one score; leaves count by their items or equally, as in lm-eval's groups.
 
@@ -161,6 +166,8 @@ class LoadedTask:
         score = math.fsum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
         error = math.sqrt(math.fsum((share * pair[1]) ** 2 for share, pair in zip(shares, pairs, strict=True)))
         paired = all(leaf.is_mean or leaf.clustered for leaf in self.leaves)
+        # What an item contributes to equal parts depends on their sizes, which are others as long as not all is asked.
+        paired = paired and (not self.equally or total in (self.count("search"), self.count("holdout")))
         # What each item contributes, so that the score is the mean.
         parts = [total / (len(judged) * len(own)) if self.equally else 1.0 for _, own in judged]
         flat = [_number(value) * part for part, (_, own) in zip(parts, judged, strict=True) for value in own.values()]

@@ -151,7 +151,7 @@ def _open(config: Config, note: Note) -> Models:
     places: list[tuple[str, Path, Path | None]] = [("base", locate(config.base, "base", config.base_revision), None)]
     for spec in config.founders:
         folder = locate(spec.model, spec.name, spec.revision) if spec.model else places[0][1]
-        adapter = locate(spec.adapter, spec.name) if spec.adapter else None
+        adapter = locate(spec.adapter, spec.name, None if spec.model else spec.revision) if spec.adapter else None
         places.append((spec.name, folder, adapter))
     unidentified = [
         ModelSpec(Founder(f"{number:064x}", name), folder, adapter) for number, (name, folder, adapter) in enumerate(places)

@@ -80,10 +80,10 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
         order, pack = prepared.tasks.order("search", config.seed), config.evaluation.pack_items(session.device)
         races = Races(policy, order, pack, config.evaluation.racing_error, run.kept) if racing is True else None
         ends = rounds(len(order), pack) if racing else []
-        searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours, ends, races)
         terminal.note("loading the model and the tasks into the evaluators")
         if any(task.floor is not None for task in config.tasks):
             _score_references(prepared, run, policy, evaluators.score_all)
+        searcher = PolicySearcher(policy, run, kinship, evaluators, terminal, config.search.max_hours, ends, races)
         run_population(searcher, statistics, run.next_session(), session.slots, config, terminal.interrupted)
         if searcher.interrupted and not policy.finished:
             evaluators.close()

@@ -48,6 +48,7 @@ def resume(folder: str, overrides: Sequence[str], console: Console, *, verbose: 
         for name, digest in _digests(prepared).items():
             if digests.get(name) != digest:
                 raise RunError(f"'{name}' does not have the weights that {folder} was begun with. Put them back to resume it.")
+        run.config = run.config.model_copy(update={"cluster": config.cluster})
         if config.search != before.search:
             run.extend(config.search)
         return _see_through(prepared, run, terminal)
@@ -186,18 +187,20 @@ def _export(prepared: Prepared, run: RunFolder, finished: Finished) -> None:
 def _places(prepared: Prepared) -> dict[str, str]:
     """Name base and founders as a recipe does, by digest: hub ids with their revision, folders by path, adapters after a +."""
     config = prepared.config
-    base = (config.base, config.base_revision, None)
-    given = [
-        base,
-        *((spec.model, spec.revision, spec.adapter) if spec.model else (*base[:2], spec.adapter) for spec in config.founders),
-    ]
+    base = (config.base, config.base_revision)
+    models = [base, *((spec.model, spec.revision) if spec.model else base for spec in config.founders)]
+    adapters = [None, *(spec.adapter and (spec.adapter, None if spec.model else spec.revision) for spec in config.founders)]
     places = {}
-    for spec, (model, revision, adapter) in zip(prepared.models.specs, given, strict=True):
-        parts = [str(spec.folder) if Path(model).is_dir() else f"{model}@{revision}" if revision else model]
-        if adapter is not None:
-            parts.append(str(spec.adapter) if Path(adapter).is_dir() else adapter)
+    for spec, model, adapter in zip(prepared.models.specs, models, adapters, strict=True):
+        parts = [_place(spec.folder, *model)]
+        if adapter and spec.adapter:
+            parts.append(_place(spec.adapter, *adapter))
         places[spec.founder.digest] = "+".join(parts)
     return places
+
+
+def _place(folder: Path, given: str, revision: str | None) -> str:
+    return str(folder) if Path(given).is_dir() else f"{given}@{revision}" if revision else given
 
 
 def _digests(prepared: Prepared) -> dict[str, str]:

@@ -110,7 +110,8 @@ def statistics_of(
     from kinray.records.statistics_cache import StatisticsCache
 
     kept = StatisticsCache(cache_folder() / "statistics", family.models.digests[0], family.rows)
-    if cache and (known := kept.load(family.models.digests, family.models.names)) is not None:
+    twice = family.models.digests[0] in family.models.digests[1:]  # its weights in one row, its change in another
+    if cache and not twice and (known := kept.load(family.models.digests, family.models.names)) is not None:
         return known
     with bar(family.nbytes) as progress:
         if ray is None:
@@ -119,7 +120,7 @@ def statistics_of(
             from kinray.cluster.founders import measure_on_ray
 
             statistics = measure_on_ray(family.models, family.rows, device, ray, shards, progress)
-    if family.unchanged:
+    if family.unchanged and not twice:
         kept.save(statistics)
     return statistics
 

@@ -116,6 +116,8 @@ def _check_vacant(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{target} is a file. Name a folder to write.")
     if not target.name:
         raise ConfigError(f"{target} cannot be written as a model folder. Name another one.")
+    if target.is_mount():
+        raise ConfigError(f"{target} is a mount point, which no new folder can take the place of. Name a folder in it.")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:

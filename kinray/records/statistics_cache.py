@@ -15,7 +15,7 @@ from kinray.core.recipe import canonical_json
 from kinray.core.statistics import Statistics
 from kinray.files import replacing
 
-_FORMAT = 1
+_FORMAT = 2
 """Counts the kernels: statistics of another one are not mixed with these."""
 
 SCHEMA = pa.schema(

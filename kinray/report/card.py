@@ -38,7 +38,9 @@ def model_card(
     """
     best = policy.population[board.best]
     base = places[statistics.models[0]]
-    hub = [place for place in (base, *(places[f.digest] for f in founders_of(best.recipe))) if not place.startswith("/")]
+    used = [base, *(places[founder.digest] for founder in founders_of(best.recipe))]
+    parts = [part.partition("@")[0] for place in used for part in place.split("+") if not part.startswith("/")]
+    hub = list(dict.fromkeys(parts))
     front = {"library_name": "transformers", "tags": ["merge", "kinray"]} | ({"base_model": hub} if hub else {})
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",

@@ -205,3 +205,12 @@ def test_locate_finds_folders_and_explains_the_rest(tmp_path: Path) -> None:
         locate(str(tmp_path), "m", revision="main")
     with pytest.raises(CheckpointError, match=r"Model 'm': there is no folder .*/gone. Check the path, or name a hub id"):
         locate(str(tmp_path / "gone"), "m")
+
+
+def test_an_adapter_with_a_config_and_one_file_of_weights_is_no_model(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "lora", {"a.lora_A.weight": torch.ones(2, 2)}, CONFIG)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match=r"is an adapter\. Name it under 'adapter'"):
+        open_checkpoint(folder, "lora")

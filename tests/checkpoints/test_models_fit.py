@@ -258,3 +258,20 @@ def test_shapes_are_checked_though_tensors_may_be_missing(tmp_path: Path) -> Non
 
     with pytest.raises(CheckpointError, match=r"'mlp.weight' has shape \(6, 4\) in 'chat' but \(5, 4\) in 'base'"):
         fitted(tmp_path, base, {"mlp.weight": torch.ones(6, 4)}, config(), config())
+
+
+def test_a_model_whose_tensors_are_named_otherwise_is_refused_though_tensors_may_be_missing(tmp_path: Path) -> None:
+    tensors = random_tensors(0, shapes(10))
+    base = open_checkpoint(make_model(tmp_path / "base", tensors, config()), "base")
+    other = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    model = open_checkpoint(make_model(tmp_path / "chat", other, config()), "chat")
+
+    with pytest.raises(CheckpointError, match=r"'chat' has few of the tensors of 'base': it has 'module\.embed"):
+        fit(model, base, weight_names(base), [], fill=True)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(None, 128), (128, None)])
+def test_a_setting_that_is_null_follows_from_others(tmp_path: Path, ours: int | None, theirs: int | None) -> None:
+    tensors = [random_tensors(seed, shapes(10)) for seed in range(2)]
+
+    assert open_pair(tmp_path, *tensors, config(head_dim=ours), config(head_dim=theirs)).notices == []

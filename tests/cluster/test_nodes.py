@@ -139,7 +139,10 @@ def test_nodes_that_join_later_score_too_unless_they_cannot(seen: dict[str, Any]
     assert (seen["joined"], seen["nodes"]) == ([2], 3)
     joined, left_out = seen["said"]
     assert joined == "A node joined the cluster: evaluator-2 scores too."
-    assert "is not used, since it cannot score" in left_out and "no models here" in left_out
+    assert (
+        "that joined the cluster is not used for evaluator-3, since it cannot score" in left_out
+        and "no models here" in left_out
+    )
     assert seen["in the end"] == [0, 1, 2]
 
 

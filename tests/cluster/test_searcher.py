@@ -485,3 +485,32 @@ def test_kinship_asked_to_decide_whether_to_stop_does_not_replace_what_a_generat
     assert "mean kinship" in str(policy.finished)
     rows = {(row["a"], row["b"]) for row in pq.read_table(run.path / "kinship" / "generation-0001.parquet").to_pylist()}
     assert rows == {tuple(row["parents"]) for row in run.rows() if row["parents"]}
+
+
+def test_hours_that_are_spent_do_not_wait_for_an_evaluator_that_does_not_answer(tmp_path: Path) -> None:
+    run = RunFolder.create(a_config(tmp_path / "run"), {})
+    searcher, policy, _ = a_searcher(run, FakeEvaluators(1))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"score": float("nan"), "unreachable": True})
+    assert searcher.suggest("b") is None
+
+    searcher._deadline = 0.0
+
+    assert searcher.suggest("b") == Searcher.FINISHED and policy.finished == "the budget of hours is spent"
+
+
+def test_the_last_evaluator_that_cannot_score_any_more_ends_the_search_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinray.cluster import evaluators as module
+    from kinray.cluster.session import Session
+
+    def fail(_: str) -> None:
+        raise module.ray.exceptions.RayError("no models here")
+
+    evaluators = object.__new__(module.Evaluators)
+    evaluators._session, evaluators._say, evaluators._looked = Session("cpu", 1, 1, 1), lambda _: None, -1e9
+    evaluators._ready, evaluators._joining, evaluators._silent = [], {"warm": 0}, {0}
+    monkeypatch.setattr(module.ray, "wait", lambda refs, **_: (refs, []))
+    monkeypatch.setattr(module.ray, "get", fail)
+
+    with pytest.raises(RunError, match=r"No evaluator can score any more\. The last one ended with: RayError: no"):
+        evaluators.joined()

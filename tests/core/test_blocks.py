@@ -46,3 +46,13 @@ def test_a_parent_of_weight_zero_is_not_read() -> None:
     (child,) = list(weighted_sum(operands, 0.5, [0.25, 0.0]))
 
     assert child.tolist() == [1.0] * 4  # 0.5·1 + 0.25·(3 − 1)
+
+
+@pytest.mark.parametrize("rank", [0, 50_000])
+def test_values_that_are_mostly_nan_end_in_a_selection(rank: int) -> None:
+    values = torch.full((100_000,), torch.nan)
+    values[::3] = 1.0
+
+    (selected,) = select_ranks(values, [rank])
+
+    assert selected == 1.0 or np.isnan(selected)

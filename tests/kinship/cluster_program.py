@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = "KINRAY_TEST_SHARD_LOG"
-QUICK_CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
+QUICK_CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 10, "health_check_initial_delay_ms": 0}
 BREAK_AT = 9
 """Answered bundles after which something breaks."""
 

@@ -158,3 +158,15 @@ def test_format_of_the_cache_is_pinned(place: Callable[..., Path]) -> None:
         "dot: double",
         "square: double",
     ]
+
+
+def test_a_family_with_its_own_base_among_the_models_leaves_the_cache_alone(place: Callable[..., Path], passes: Passes) -> None:
+    base, a, b = place("base", 0), place("a", 1), place("b", 2)
+    first = statistics_of(open_family(base, [a, b]))
+
+    statistics_of(open_family(base, [base, a, b]))
+    statistics_of(open_family(base, [base, a, b]))
+    again = statistics_of(open_family(base, [a, b]))
+
+    assert passes == [3, 4, 4]
+    np.testing.assert_array_equal(first.gram_TMM, again.gram_TMM)

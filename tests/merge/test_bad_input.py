@@ -117,6 +117,7 @@ def test_recipe_that_cannot_be_merged_is_refused_before_anything_is_written(
         (["recipe.yaml"], "Name the folder to write .* or add --explain"),
         (["recipe.yaml", "recipe.yaml"], "recipe.yaml is a file. Name a folder"),
         (["recipe.yaml", "/"], "/ cannot be written as a model folder"),
+        (["recipe.yaml", "/proc"], "/proc is a mount point, which no new folder can take the place of. Name a folder in it"),
         (["recipe.yaml", "."], "exists and is not empty. Name another folder, or add --overwrite"),
         (["recipe.yaml", ".", "--overwrite"], r"holds no model \(no config.json\). --overwrite replaces a model's folder"),
         (["recipe.yaml", "out", "--device", "cuda"], "torch finds no CUDA GPU here. Use --device cpu"),

@@ -16,7 +16,10 @@ from tests.report.results import BETTER, MIDDLE, WORSE, scored, search
 
 NAMES = ["ann", "bob", "cid"]
 MODELS = [founder(name) for name in ("base", *NAMES)]
-PLACES = {model.digest: place for model, place in zip(MODELS, ("org/base", "/models/ann", "org/bob", "/x|y/cid"), strict=True)}
+PLACES = {
+    model.digest: place
+    for model, place in zip(MODELS, ("org/base", "/models/ann", "org/bob@v2+org/base+/lora", "/x|y/cid"), strict=True)
+}
 
 
 def card(best: str = "g1-1", *, holdout: bool = True, error: str | None = None, pareto: bool = False) -> str:

@@ -150,17 +150,19 @@ def _select(array: npt.NDArray[np.float32], rank: int) -> float:
         if rank < below:
             array = array[array < often]
         else:
-            array, rank = array[array > often], rank - upto
+            array, rank = array[~(array <= often)], rank - upto  # with what is NaN
     array.partition(rank)
     return float(array[rank])
 
 
 def _frequent(array: npt.NDArray[np.float32]) -> float | None:
     """Return the most frequent value of a sample, if it is more than a quarter of it."""
-    sample = array[:: max(1, len(array) // _SAMPLE)]
+    if len(array) <= _SAMPLE:
+        return None
+    sample = array[:: len(array) // _SAMPLE]
     values, counts = np.unique(sample, return_counts=True)
     at = int(counts.argmax())
-    return float(values[at]) if len(array) > _SAMPLE and counts[at] * 4 > len(sample) else None
+    return float(values[at]) if counts[at] * 4 > len(sample) and not np.isnan(values[at]) else None
 
 
 def read_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
