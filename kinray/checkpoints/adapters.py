@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinray.checkpoints.folder import (
+    ADAPTER_WEIGHTS,
     EMBEDDINGS,
     OUTPUT_LAYER,
     Checkpoint,
@@ -157,9 +158,9 @@ def _tie(saved: dict[str, str], adapter: Checkpoint, config: dict[str, Any], nam
 
 
 def _adapter_file(folder: Path, name: str) -> Checkpoint:
-    file = folder / "adapter_model.safetensors"
+    file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise CheckpointError(f"Model '{name}': {folder} has no adapter_model.safetensors (pickles are not read).")
+        raise CheckpointError(f"Model '{name}': {folder} has no {ADAPTER_WEIGHTS} (pickles are not read).")
     tensors = {info.name: info for info in read_header(file)}
     if odd := next((info for info in tensors.values() if not info.floating), None):
         raise CheckpointError(f"Model '{name}': the adapter's '{odd.name}' is {odd.dtype}, which holds no weights.")

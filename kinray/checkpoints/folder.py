@@ -14,6 +14,7 @@ from kinray.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST, safe_serialization=True)."
 GGUF = "GGUF is a format to run models from, mostly quantised. Merge the model that it was made from, then convert the result."
@@ -185,7 +186,7 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         return _indexed_files(folder, index, name)
     if (folder / "model.safetensors").is_file():
         return [_inside(folder, "model.safetensors", name)]
-    files = sorted(file for file in folder.glob("*.safetensors") if file.name != "adapter_model.safetensors")
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != ADAPTER_WEIGHTS)
     if len(files) == 1:
         return [_inside(folder, files[0].name, name)]
     if files:

@@ -122,8 +122,6 @@ class Evaluators:
     def lose(self, number: int) -> None:
         """Give an evaluator that does not answer no more work until it does."""
         self._say(f"{self.name(number)} has not answered for some minutes; others go on with its work, if there are any.")
-        if number not in self._ready:
-            return
         self._ready.remove(number)
         self._silent.add(number)
         self._joining[self._actors[number].warm.options(max_task_retries=-1).remote()] = number

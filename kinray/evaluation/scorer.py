@@ -134,9 +134,10 @@ class Scorer:
         if isinstance(result, Failed):
             yield result
             return
-        if all(task.paired for task in result.tasks.values()) and all(task.by_item for task in self._tasks.tasks):
-            for end in (end for end in ends if end < len(prepared.items)):
-                yield replace(result.on(_by_task(prepared.items[:end])), asked=end)
+        if all(task.paired for task in result.tasks.values()) and all(task.separable for task in self._tasks.tasks):
+            for end in ends:
+                if end < len(prepared.items):
+                    yield replace(result.on(_by_task(prepared.items[:end])), asked=end)
         yield replace(result, asked=len(prepared.items))
 
     def _asked(self, recipe: Recipe, prepared: _Prepared, ends: Sequence[int]) -> Iterator[Scored | Failed]:

@@ -72,13 +72,17 @@ def _manager(names: Sequence[str], paths: Sequence[str], metadata: dict[str, Any
 
 def _indexed(member: Any, index: Mapping[str, Any]) -> bool:
     """Tell whether a task was found, and of a group all that it names too, with settings of their own or without."""
-    if isinstance(member, dict) and member.get("group") in index:
-        return _indexed(member["group"], index)
-    if isinstance(member, dict) and not isinstance(member.get("task"), list):
-        return any(key in member for key in _OWN_DATA) or _indexed(member.get("task"), index)
-    if not isinstance(member, dict) and member not in index:
-        return False
-    members = (member if isinstance(member, dict) else index[member].cfg or {}).get("task")
+    match member:
+        case {"group": str() as group} if group in index:
+            return _indexed(group, index)
+        case {"task": list()}:
+            members: Any = member["task"]
+        case dict():
+            return any(key in member for key in _OWN_DATA) or _indexed(member.get("task"), index)
+        case str() if member in index:
+            members = (index[member].cfg or {}).get("task")
+        case _:
+            return False
     return not isinstance(members, list) or all(_indexed(one, index) for one in members)
 
 

@@ -146,7 +146,7 @@ class LoadedTask:
         return self.spec.scale is None and not self.equally and all(leaf.is_mean for leaf in self.leaves)
 
     @property
-    def by_item(self) -> bool:
+    def separable(self) -> bool:
         """Whether each document contributes by itself, whatever else is asked."""
         return not self.equally and not any(leaf.clustered for leaf in self.leaves)
 

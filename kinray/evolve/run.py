@@ -1,7 +1,9 @@
 """One session of a search: start the workers, run the population, compare on held-out items, export the best."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kinray.core.kinship import METRICS, kinship_matrix
 from kinray.core.recipe import Merge, Recipe
@@ -17,6 +19,9 @@ from kinray.search.policy import TopK
 from kinray.search.proposals import proposer_for
 from kinray.search.races import Races
 from kinray.search.racing import rounds
+
+if TYPE_CHECKING:
+    from kinray.cluster.session import Session
 
 ScoreAll = Callable[[list[tuple[Recipe, Split]]], list[Scored | Failed]]
 """Scores recipes outside of the search."""
@@ -42,20 +47,11 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
     from kinray.cluster.kinship import SearchKinship
     from kinray.cluster.population import run_population
     from kinray.cluster.searcher import PolicySearcher
-    from kinray.cluster.session import ray_session
     from kinray.cluster.shards import Shards, planned
 
     config, specs, racing = prepared.config, prepared.models.specs, prepared.racing
     terminal.note("starting Ray")
-    with ray_session(
-        config.cluster,
-        config.evaluation,
-        specs,
-        config.task_paths,
-        most=_at_once(prepared),
-        say=terminal.line,
-        verbose=terminal.verbose,
-    ) as session:
+    with _on_ray(prepared, terminal) as session:
         terminal.session(session)
         plan = planned(prepared.models, session)
         evaluators = Evaluators(specs, config, session, plan.evaluators, terminal.line)
@@ -96,25 +92,27 @@ def run_search(prepared: Prepared, run: RunFolder, terminal: Terminal) -> Finish
 
 def placement(prepared: Prepared, terminal: Terminal) -> list[tuple[str, str]]:
     """Say for each node of the cluster what a search would give it, and why, without starting anything on it."""
-    from kinray.cluster.session import ray_session
     from kinray.cluster.shards import planned
 
-    config = prepared.config
     terminal.note("looking at the cluster")
-    with ray_session(
+    with _on_ray(prepared, terminal) as session:
+        return planned(prepared.models, session).lines(session.device, session.gpus)
+
+
+def _on_ray(prepared: Prepared, terminal: Terminal) -> "AbstractContextManager[Session]":
+    """Connect to Ray as a search needs it. A generation waits for the one before it, so the largest is scored at once."""
+    from kinray.cluster.session import ray_session
+
+    config, most = prepared.config, max(len(prepared.founders), *prepared.generations)
+    return ray_session(
         config.cluster,
         config.evaluation,
         prepared.models.specs,
         config.task_paths,
-        most=_at_once(prepared),
+        most=most,
         say=terminal.line,
-    ) as session:
-        return planned(prepared.models, session).lines(session.device, session.gpus)
-
-
-def _at_once(prepared: Prepared) -> int:
-    """Return how many models can be scored at once: a generation waits for the one before it."""
-    return max(len(prepared.founders), *prepared.generations)
+        verbose=terminal.verbose,
+    )
 
 
 def _record_founders(run: RunFolder, prepared: Prepared, statistics: Statistics) -> None:
